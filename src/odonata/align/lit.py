@@ -1,0 +1,103 @@
+"""LiT: CLIP with a pretrained tower locked, so that the other one learns to read out what it knows.
+
+"Locked-image tuning" keeps a strong pretrained image tower as it is and trains only the text tower: with few pairs it beats
+both fine-tuning that tower and training from scratch (2111.07991, fig. 2–4, settings Lu > uu > UU), since the pairs cannot
+spoil what the tower learned on better data. The locked tower stays in evaluation mode: no dropout, no update of statistics.
+
+Reference: Zhai et al., LiT: Zero-Shot Transfer with Locked-image text Tuning, arXiv:2111.07991. As there, the image feature
+is used without a projection and the text feature is projected to its width. With a logit bias the objective is SigLIP's
+(SigLiT, 2303.15343, sec. 4.1); without, CLIP's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from odonata.align.batch import ImageTextBatch
+from odonata.align.dual_encoder import DualEncoder
+from odonata.align.losses import sigmoid_loss, softmax_loss
+from odonata.align.two_tower import TwoTowerConfig, clamp_logit_scale, contrastive_step, groups_of
+from odonata.engine.method import Method
+
+if TYPE_CHECKING:
+    from odonata.engine.fit import Engine
+
+
+@dataclass(frozen=True)
+class LiTConfig(TwoTowerConfig):
+    """LiT: one tower locked."""
+
+    lock: Literal["image", "text", "none"] = "image"
+    """Which tower keeps its weights."""
+    tower: str = ""
+    """Run or published weights that the locked tower is taken from. The embedded scenes need none: a classifier of their
+    digits and colours is trained first."""
+    tower_steps: int = 300
+    """Steps of that classifier."""
+
+
+class LiT(Method):
+    """A pair of towers of which one is locked.
+
+    Args:
+        config: the method's options.
+        model: the towers, the locked one with its pretrained weights.
+    """
+
+    def __init__(self, config: LiTConfig, model: DualEncoder) -> None:
+        super().__init__()
+        self.config, self.model = config, model
+        for module in self.locked():
+            module.requires_grad_(False)
+
+    def locked(self) -> tuple[nn.Module, ...]:
+        """Return the modules that keep their weights."""
+        match self.config.lock:
+            case "image":
+                return self.model.visual, self.model.visual_projection
+            case "text":
+                return self.model.text, self.model.text_projection
+            case "none":
+                return ()
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch to training, except what is locked."""
+        super().train(mode)
+        for module in self.locked():
+            module.eval()
+        return self
+
+    def objective(self, image: Tensor, text: Tensor, batch: ImageTextBatch) -> dict[str, Tensor]:
+        """Return CLIP's loss, or SigLIP's where the towers have a bias, and the scale."""
+        scale, bias = self.model.logit_scale, self.model.logit_bias
+        groups = groups_of(batch, self.config.duplicates)
+        if bias is None:
+            loss = softmax_loss(image, text, scale, groups=groups)
+        else:
+            loss = sigmoid_loss(image, text, scale, bias, groups=groups)
+        return {"loss": loss, "logit_scale": scale.detach().exp()}
+
+    def loss(self, batch: ImageTextBatch) -> dict[str, Tensor]:
+        """Return the loss of a batch and the logit scale; no graph is kept through a locked tower."""
+        with self._graph("image"):
+            image = self.model.encode_image(batch.images, mask=batch.mask, grids=batch.grids)
+        with self._graph("text"):
+            text = self.model.encode_text(batch.tokens)
+        return self.objective(image, text, batch)
+
+    def _graph(self, tower: str) -> contextlib.AbstractContextManager[object]:
+        return torch.no_grad() if self.config.lock == tower else contextlib.nullcontext()
+
+    def step(self, batch: ImageTextBatch, engine: Engine) -> dict[str, Tensor]:
+        """Do one update."""
+        return contrastive_step(self, self.model, self.objective, batch, engine, self.config.micro_batch)
+
+    def after_update(self) -> None:
+        """Clip the temperature."""
+        clamp_logit_scale(self.model)

@@ -1,0 +1,1 @@
+"""The street door: command line, Python façade and reports."""

@@ -1,0 +1,95 @@
+"""Every method of every room by name, from indexes that need no torch."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.resources
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, cast
+
+from odonata.card import MARKS, Card
+from odonata.errors import RecipeError
+
+if TYPE_CHECKING:
+    from odonata.engine.recipe import Recipe
+
+ROOMS = ("align",)
+"""The rooms that are furnished."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One method as `odonata list` shows it."""
+
+    name: str
+    room: str
+    card: Card
+    marks: dict[str, bool]
+    """Mark → whether the recorded results of the tests (and for `claim`, of the claims) show it."""
+
+
+def room_index(room: str) -> ModuleType:
+    """Return a room's package, whose import needs no torch.
+
+    Raises:
+        RecipeError: no such room.
+    """
+    if room not in ROOMS:
+        raise RecipeError(f"no room {room!r}; there are {', '.join(ROOMS)}")
+    return importlib.import_module(f"odonata.{room}")
+
+
+def methods(room: str | None = None) -> list[Entry]:
+    """Return all methods, or those of one room, with the marks that were recorded for them.
+
+    Raises:
+        RecipeError: no such room.
+    """
+    recorded = recorded_marks()
+    entries: list[Entry] = []
+    for name in [room] if room else ROOMS:
+        cards = cast(dict[str, Card], room_index(name).METHODS)
+        for method, card in cards.items():
+            shown = recorded.get(method, {})
+            marks = {mark: bool(shown.get(mark)) for mark in MARKS}
+            entries.append(Entry(method, name, card, marks))
+    return entries
+
+
+def recorded_marks() -> dict[str, dict[str, list[str]]]:
+    """Return method → mark → the tests, or claims, that showed it when they were last recorded."""
+    path = importlib.resources.files("odonata.app") / "recorded" / "marks.json"
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def find(name: str) -> Entry:
+    """Return one method.
+
+    Raises:
+        RecipeError: no such method; names the nearest.
+    """
+    entries = {entry.name: entry for entry in methods()}
+    if name not in entries:
+        near = difflib.get_close_matches(name, entries, 3)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(entries)}"
+        raise RecipeError(f"no method {name!r}; {hint}")
+    return entries[name]
+
+
+def default_recipe(name: str) -> Recipe:
+    """Return the default recipe of a method. Imports its module.
+
+    Raises:
+        RecipeError: no such method.
+    """
+    return cast("Callable[[], Recipe]", resolve(find(name).card.recipe))()
+
+
+def resolve(reference: str) -> Any:
+    """Return what `module:attribute` names."""
+    module, _, attribute = reference.partition(":")
+    return getattr(importlib.import_module(module), attribute)

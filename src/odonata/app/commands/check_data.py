@@ -1,0 +1,50 @@
+"""`odonata check-data`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from odonata.app.commands.arguments import parse, print_json
+
+
+@dataclass(frozen=True)
+class CheckArguments:
+    """Report what is wrong with a data set: `odonata check-data PATH`.
+
+    Unreadable pictures, duplicates, empty and repeated captions, histograms of sizes and lengths. Ends with status 1 where
+    something would stop a training.
+    """
+
+    path: Annotated[str, tyro.conf.Positional]
+    """Manifest, json of captions, folder, shards, or an embedded set; what --data.path takes."""
+    images: Path | None = None
+    """Folder that picture names are relative to."""
+    image_column: str | None = None
+    """Column of a manifest with the pictures."""
+    caption_column: str | None = None
+    """Column of a manifest with the captions."""
+    json: bool = False
+    """For programs."""
+
+
+def check_data(arguments: Sequence[str]) -> int:
+    """Print the report."""
+    options = parse(CheckArguments, "check-data", arguments)
+    from odonata.data.check import check
+
+    report = check(
+        options.path,
+        images=options.images,
+        image_column=options.image_column,
+        caption_column=options.caption_column,
+    )
+    if options.json:
+        print_json(report.to_dict())
+    else:
+        report.render()
+    return 1 if report.stops_training else 0

@@ -1,0 +1,59 @@
+"""`odonata predict`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from odonata.app.commands.arguments import parse, pictures_in, print_json
+from odonata.errors import RecipeError
+
+
+@dataclass(frozen=True)
+class PredictArguments:
+    """Say what pictures show: `odonata predict RUN photo.jpg --labels "a dog" "a cat"`."""
+
+    model: Annotated[Path, tyro.conf.Positional]
+    """A run folder, or published weights."""
+    pictures: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Pictures, or folders of them."""
+    labels: tuple[str, ...] = ()
+    """What they might show, in words."""
+    templates: Path | None = None
+    """File with one prompt a line, `{}` standing for the label; their embeddings are averaged."""
+    top: int = 5
+    """Labels shown a picture."""
+    json: bool = False
+    """For programs: a list of {image, labels: [{label, probability}]}."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute."""
+
+
+def predict(arguments: Sequence[str]) -> None:
+    """Print a table of probabilities."""
+    options = parse(PredictArguments, "predict", arguments)
+    if not options.labels:
+        raise RecipeError('predict needs --labels, such as --labels "a dog" "a cat"')
+    pictures = pictures_in(options.pictures)
+    from odonata.app.api import load
+    from odonata.metrics.templates import read_templates
+
+    model = load(options.model, device=options.device)
+    templates = read_templates(options.templates) if options.templates else ("{}",)
+    predictions = model.predict(pictures, list(options.labels), templates)
+    if options.json:
+        print_json([prediction.to_dict() for prediction in predictions])
+        return
+    table = Table(box=None, pad_edge=False)
+    for column in ("picture", "label", "probability"):
+        table.add_column(column, justify="right" if column == "probability" else "left")
+    for prediction in predictions:
+        for number, (label, probability) in enumerate(prediction.ranked()[: options.top]):
+            table.add_row(prediction.image if number == 0 else "", label, f"{probability:.1%}")
+    Console().print(table)

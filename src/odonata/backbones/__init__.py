@@ -1,0 +1,1 @@
+"""Towers that methods stand on, behind one interface."""

@@ -1,0 +1,99 @@
+"""Initialisations of transformer towers as published: CLIP's, SigLIP's and MAE's.
+
+They differ by more than taste: with SigLIP's bias of -10 and CLIP's wide embeddings, a short run ends elsewhere.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from odonata.nn.attention import Attention
+from odonata.nn.transformer import MLP
+
+
+def lecun_normal_(weight: Tensor, fan_in: int | None = None) -> Tensor:
+    """Truncated normal of variance 1 / fan_in, Flax's default for Dense and Conv (LeCun et al. 1998)."""
+    fan_in = weight[0].numel() if fan_in is None else fan_in
+    # Truncation at two standard deviations shrinks the deviation by this factor; Flax divides it out, so does this.
+    std = math.sqrt(1 / fan_in) / 0.87962566103423978
+    return nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
+
+
+def _zero_biases(module: nn.Module) -> None:
+    for part in module.modules():
+        if isinstance(part, nn.Linear | nn.Conv2d) and part.bias is not None:
+            nn.init.zeros_(part.bias)
+
+
+@torch.no_grad()
+def init_siglip_blocks_(module: nn.Module) -> None:
+    """Xavier-uniform attention and MLP, MLP biases N(0, 1e-6): big_vision `models/vit.py`, `MlpBlock`."""
+    for part in module.modules():
+        if isinstance(part, Attention):
+            for linear in (part.q, part.k, part.v, part.proj):
+                nn.init.xavier_uniform_(linear.weight)
+                nn.init.zeros_(linear.bias)
+        elif isinstance(part, MLP):
+            for linear in (part.fc1, part.fc2):
+                nn.init.xavier_uniform_(linear.weight)
+                nn.init.normal_(linear.bias, std=1e-6)
+
+
+@torch.no_grad()
+def init_siglip_(
+    tower: nn.Module, projection: nn.Linear | nn.Conv2d, positions: Tensor, class_token: Tensor | None
+) -> None:
+    """SigLIP's vision tower: big_vision `models/vit.py`; positions N(0, 1/width)."""
+    lecun_normal_(projection.weight)
+    _zero_biases(projection)
+    if isinstance(positions, nn.Parameter):
+        nn.init.normal_(positions, std=positions.shape[1] ** -0.5)
+    if class_token is not None:
+        nn.init.zeros_(class_token)
+    init_siglip_blocks_(tower)
+
+
+@torch.no_grad()
+def init_clip_(
+    tower: nn.Module, projection: nn.Linear | nn.Conv2d, positions: Tensor, class_token: Tensor | None
+) -> None:
+    """CLIP's vision tower: openai/CLIP `model.py` scales embeddings by width^-.5 and leaves the rest to PyTorch.
+
+    The patch projection therefore keeps PyTorch's default. PyTorch's MultiheadAttention draws its packed projection of
+    3·width rows Xavier-uniform; the same bound is used for the three separate projections here.
+    """
+    width = positions.shape[1]
+    for embedding in (positions, class_token):
+        if isinstance(embedding, nn.Parameter):
+            nn.init.normal_(embedding, std=width**-0.5)
+    bound = math.sqrt(6 / (width + 3 * width))
+    for part in tower.modules():
+        if isinstance(part, Attention):
+            for linear in (part.q, part.k, part.v):
+                nn.init.uniform_(linear.weight, -bound, bound)
+            _zero_biases(part)
+
+
+@torch.no_grad()
+def init_mae_(
+    tower: nn.Module, projection: nn.Linear | nn.Conv2d, positions: Tensor, class_token: Tensor | None
+) -> None:
+    """MAE's (and FLIP's) vision tower: facebookresearch/mae `models_mae.py`, `initialize_weights`."""
+    for part in tower.modules():
+        if isinstance(part, nn.Linear):
+            nn.init.xavier_uniform_(part.weight)
+    nn.init.xavier_uniform_(projection.weight.flatten(1))
+    _zero_biases(tower)
+    if isinstance(positions, nn.Parameter):
+        nn.init.trunc_normal_(positions, std=0.02)
+    if class_token is not None:
+        nn.init.normal_(class_token, std=0.02)
+
+
+INITIALISERS: dict[str, Callable[[nn.Module, nn.Linear | nn.Conv2d, Tensor, Tensor | None], None]] = {
+    "clip": init_clip_,
+    "siglip": init_siglip_,
+    "mae": init_mae_,
+}

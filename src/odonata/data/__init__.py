@@ -1,0 +1,1 @@
+"""Sources on disk, keyed transforms, loaders and the embedded sets."""

@@ -1,0 +1,41 @@
+"""A recipe come to life: what a room builds and the engine trains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from odonata.engine.method import Method
+
+
+class BatchStream(Protocol):
+    """An endless stream of batches that can begin anywhere: its whole state is the number of steps done."""
+
+    def start(self, step: int = 0, rank: int = 0, world: int = 1) -> Iterator[Any]:
+        """Return this rank's share of the batch of each step from `step` on."""
+        ...
+
+
+@dataclass
+class Task:
+    """What `fit` needs besides the recipe."""
+
+    method: Method
+    batches: BatchStream
+    batch_size: int
+    """Samples an update, over all ranks."""
+    fingerprint: str
+    """Changes when the data do."""
+    evaluate: Callable[[Method], dict[str, float]] | None = None
+    """Returns figures by name; runs on every rank alike."""
+    goal: str = ""
+    """The figure that decides which checkpoint is best."""
+    better: Literal["higher", "lower"] = "higher"
+    save_assets: Callable[[Path], None] | None = None
+    """Writes into the run's `assets/` what the model needs besides weights."""
+    assets: Any = None
+    """What those assets are in memory, for whoever trains without a run folder."""
+    notes: list[str] = field(default_factory=list[str])
+    """What the person should know before training starts: skipped files, inferred conventions."""

@@ -1,0 +1,1 @@
+"""What the field reports, computed the way the field computes it."""

@@ -1,0 +1,1 @@
+"""Organs that two methods or more share."""

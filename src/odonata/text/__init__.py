@@ -1,0 +1,1 @@
+"""Tokenizers, vocabularies and the cleaning rules of checkpoint families."""

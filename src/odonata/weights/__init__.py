@@ -1,0 +1,1 @@
+"""Published checkpoint layouts and ours, both ways."""

@@ -1,0 +1,233 @@
+"""Reading checkpoints of unknown origin without running anything that they hold.
+
+A pickle can run code when it is read, and so can, to a lesser degree, a TorchScript archive. Pickles are therefore read
+by PyTorch's restricted unpickler only, and archives only when the caller says so.
+"""
+
+import json
+import pickle
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from odonata.errors import WeightsError
+
+_TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
+# The weights of a folder, in the order in which they are looked for.
+_WEIGHT_FILES = (
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.bin",
+    "model.safetensors.index.json",
+    "model.safetensors",
+    "pytorch_model.bin.index.json",
+    "pytorch_model.bin",
+)
+_CONFIG_FILES = ("open_clip_config.json", "odonata.json", "config.json")
+
+
+@dataclass
+class Raw:
+    """A checkpoint as it lies on disk."""
+
+    path: Path
+    """What was asked for."""
+    state: dict[str, Tensor]
+    """Its tensors, on the CPU, under their own names."""
+    config: dict[str, Any] | None = None
+    """The configuration file beside them, if there is one."""
+    config_name: str | None = None
+    """Name of that file."""
+    files: list[Path] = field(default_factory=list[Path])
+    """All files that were read."""
+    kind: str = "torch"
+    """`safetensors`, `torch`, `torchscript` or `npz`."""
+    notes: list[str] = field(default_factory=list[str])
+    """What was unwrapped or stripped on the way."""
+
+
+def read_state(path: str | Path, *, allow_torchscript: bool = False) -> Raw:
+    """Reads a checkpoint file or folder.
+
+    Args:
+        path: `.safetensors`, `.pt`, `.pth`, `.bin`, `.ckpt` or `.npz`; or a folder with weights and a configuration as
+            transformers, open_clip or Odonata write it, sharded or not.
+        allow_torchscript: read TorchScript archives (OpenAI's CLIP files). Their code is loaded, so trust the source.
+
+    Returns:
+        Tensors and configuration.
+
+    Raises:
+        WeightsError: nothing there, a format that is not known, a damaged file, or one that would run code.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise WeightsError(f"{path} does not exist")
+    folder = path if path.is_dir() else path.parent
+    weights = _find_weights(path) if path.is_dir() else path
+    raw = Raw(path, {}, files=[weights])
+    if weights.name.endswith(".index.json"):
+        raw.state, raw.files, raw.kind = _read_shards(weights, allow_torchscript)
+    else:
+        raw.state, raw.kind = _read_file(weights, allow_torchscript, raw.notes)
+    _strip_prefix(raw)
+    _read_config(raw, folder, weights)
+    if not raw.state:
+        raise WeightsError(f"{weights} holds no tensors")
+    return raw
+
+
+def _find_weights(folder: Path) -> Path:
+    for name in _WEIGHT_FILES:
+        if (folder / name).is_file():
+            return folder / name
+    raise WeightsError(f"{folder} holds no weights: looked for {', '.join(_WEIGHT_FILES)}")
+
+
+def _read_config(raw: Raw, folder: Path, weights: Path) -> None:
+    for name in _CONFIG_FILES:
+        file = folder / name
+        if file.is_file():
+            raw.config, raw.config_name = read_json(file), name
+            raw.files.append(file)
+            if raw.path.is_file():
+                raw.notes.append(f"configuration taken from {name} beside {weights.name}")
+            return
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Reads a JSON file that holds one object; WeightsError names the file and line otherwise."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        line = getattr(error, "lineno", 1)
+        raise WeightsError(f"{file}:{line}: not valid JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise WeightsError(f"{file}: wants one JSON object, holds a {type(content).__name__}")
+    return content
+
+
+def _read_shards(index: Path, allow_torchscript: bool) -> tuple[dict[str, Tensor], list[Path], str]:
+    where = read_json(index).get("weight_map")
+    if not isinstance(where, dict):
+        raise WeightsError(f"{index}: has no weight_map")
+    state: dict[str, Tensor] = {}
+    files, kind = [index], "torch"
+    for name in sorted({str(shard) for shard in where.values()}):
+        shard = index.parent / name
+        if Path(name).name != name:
+            raise WeightsError(f"{index}: shard {name!r} lies outside the folder")
+        if not shard.is_file():
+            raise WeightsError(f"{index}: shard {name} is missing; download it too")
+        part, kind = _read_file(shard, allow_torchscript, [])
+        state.update(part)
+        files.append(shard)
+    lacking = sorted(set(where) - state.keys())
+    if lacking:
+        raise WeightsError(f"{index}: {len(lacking)} tensors are in no shard: {', '.join(lacking[:8])}")
+    return state, files, kind
+
+
+def _read_file(file: Path, allow_torchscript: bool, notes: list[str]) -> tuple[dict[str, Tensor], str]:
+    size = file.stat().st_size
+    if size == 0:
+        raise WeightsError(f"{file} is empty; download it again")
+    with file.open("rb") as stream:
+        if stream.read(24).startswith(b"version https://git-lfs"):
+            raise WeightsError(f"{file} is a Git LFS pointer, not the weights; run `git lfs pull`")
+    suffix = file.suffix.lower()
+    if suffix == ".safetensors":
+        return _read_safetensors(file), "safetensors"
+    if suffix == ".npz":
+        return _read_npz(file), "npz"
+    if suffix in _TORCH_SUFFIXES:
+        if _is_torchscript(file):
+            return _read_torchscript(file, allow_torchscript), "torchscript"
+        return _read_pickle(file, notes), "torch"
+    known = ", ".join((".safetensors", ".npz", *_TORCH_SUFFIXES))
+    raise WeightsError(f"{file}: files of type {suffix or '(none)'} are not known; known are {known}")
+
+
+def _read_safetensors(file: Path) -> dict[str, Tensor]:
+    try:
+        return safetensors.torch.load_file(file)
+    except (safetensors.SafetensorError, ValueError) as error:
+        raise WeightsError(f"{file} is damaged or not a safetensors file ({error}); download it again") from error
+
+
+def _read_npz(file: Path) -> dict[str, Tensor]:
+    try:
+        with np.load(file, allow_pickle=False) as archive:
+            return {name: _from_numpy(archive[name]) for name in archive.files}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, KeyError) as error:
+        raise WeightsError(
+            f"{file} is damaged, or holds Python objects, which are not read ({error}); download it again"
+        ) from error
+
+
+def _from_numpy(array: "np.ndarray[Any, Any]") -> Tensor:
+    if (
+        array.dtype.kind == "V" and array.dtype.itemsize == 2
+    ):  # NumPy has no bfloat16; ml_dtypes' is stored as raw bytes
+        return torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16)
+    return torch.from_numpy(np.ascontiguousarray(array).reshape(array.shape))
+
+
+def _is_torchscript(file: Path) -> bool:
+    if not zipfile.is_zipfile(file):
+        return False
+    with zipfile.ZipFile(file) as archive:
+        return any(name.count("/") == 1 and name.endswith("/constants.pkl") for name in archive.namelist())
+
+
+def _read_torchscript(file: Path, allow: bool) -> dict[str, Tensor]:
+    if not allow:
+        raise WeightsError(
+            f"{file} is a TorchScript archive, which carries code (OpenAI publishes CLIP so). If you trust its source, "
+            "pass allow_torchscript=True; or convert it once and keep the safetensors"
+        )
+    try:
+        module = torch.jit.load(str(file), map_location="cpu")
+    except (RuntimeError, ValueError) as error:
+        raise WeightsError(f"{file}: the TorchScript archive cannot be read ({_first_line(error)})") from error
+    return {name: value.detach().clone() for name, value in module.state_dict().items()}
+
+
+def _read_pickle(file: Path, notes: list[str]) -> dict[str, Tensor]:
+    try:
+        content: Any = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise WeightsError(
+            f"{file} holds Python objects other than tensors, which could run code when read, or it is damaged; "
+            f"it was not loaded ({_first_line(error)}). Ask for a safetensors file"
+        ) from error
+    except (RuntimeError, ValueError, EOFError, OSError, KeyError, AttributeError, TypeError) as error:
+        raise WeightsError(f"{file} is truncated or not a PyTorch file ({_first_line(error)})") from error
+    for name in ("state_dict", "model_state_dict", "model"):
+        if isinstance(content, dict) and isinstance(content.get(name), dict):
+            notes.append(f"weights taken from the entry {name!r} of {file.name}")
+            content = content[name]
+            break
+    if not isinstance(content, dict):
+        raise WeightsError(f"{file} holds a {type(content).__name__}, not a dictionary of tensors")
+    others = [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
+    if others:
+        raise WeightsError(f"{file} holds entries that are not tensors: {', '.join(others[:8])}")
+    return {str(key): value for key, value in content.items()}
+
+
+def _strip_prefix(raw: Raw) -> None:
+    for prefix in ("module.", "_orig_mod."):
+        if raw.state and all(key.startswith(prefix) for key in raw.state):
+            raw.state = {key[len(prefix) :]: value for key, value in raw.state.items()}
+            raw.notes.append(f"prefix {prefix!r} stripped from all names")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
