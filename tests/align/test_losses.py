@@ -216,6 +216,15 @@ def test_a_loss_scale_multiplies_the_gradients_and_the_graph_may_be_kept():
         torch.testing.assert_close(leaf.grad, 2 * a)
 
 
+@pytest.mark.parametrize("name", ["sigmoid", "softmax"])
+def test_what_is_kept_for_the_backward_pass_is_no_larger_than_the_embeddings(name):
+    inputs = [value.requires_grad_() for value in embeddings(200, 8)]
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.numel()) or tensor, lambda x: x):
+        sigmoid_loss(*inputs, chunk=50) if name == "sigmoid" else softmax_loss(*inputs[:3], chunk=50)
+    assert sum(kept) <= 2 * 200 * 8 + 2
+
+
 def test_gradients_of_gradients_are_refused():
     inputs = [value.requires_grad_() for value in embeddings(6, 8)]
     with pytest.raises(RuntimeError, match="cannot be differentiated twice"):

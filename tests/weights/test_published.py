@@ -114,10 +114,8 @@ def laptop(name, **text):
         ("clip-laptop", "hf"),
         ("clip-laptop", "openai"),
         ("clip-laptop", "open_clip"),
-        ("clip-laptop", "odonata"),
         ("siglip-laptop", "hf"),
         ("siglip-laptop", "big_vision"),
-        ("siglip-laptop", "odonata"),
     ],
 )
 def test_our_model_survives_every_layout(tmp_path, name, layout):

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from jaxtyping import Int
+from torch import Tensor
 
 from odonata.align.dual_encoder import DualEncoderConfig, config_from_dict, config_to_dict
 from odonata.data.preprocess import Preprocess
@@ -19,16 +23,28 @@ class Assets:
 
     config: DualEncoderConfig
     preprocess: Preprocess
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer | None
+    """Absent from some published weights; then no text can be encoded."""
     max_patches: int = 0
     """NaFlex: patches of a picture at most; 0 for fixed squares."""
     lora_rank: int = 0
     """The weights hold low-rank updates of this rank beside the base; 0 for none."""
     lora_alpha: float = 16.0
 
+    def tokenize(self, texts: Sequence[str]) -> Int[Tensor, "batch context"]:
+        """Return the ids of texts, padded to the context length.
+
+        Raises:
+            WeightsError: the weights came without a tokenizer.
+        """
+        if self.tokenizer is None:
+            raise WeightsError("these weights came without a tokenizer, so text cannot be encoded: give its file with --tokenizer")
+        return self.tokenizer.encode(texts)
+
     def save(self, folder: Path) -> None:
         """Write `model.json` and the tokenizer's files."""
-        self.tokenizer.save(folder)
+        if self.tokenizer:
+            self.tokenizer.save(folder)
         plain = {
             "architecture": config_to_dict(self.config),
             "preprocess": self.preprocess.to_dict(),
@@ -51,7 +67,7 @@ class Assets:
             return cls(
                 config_from_dict(plain["architecture"]),
                 Preprocess.from_dict(plain["preprocess"]),
-                Tokenizer.load(folder),
+                Tokenizer.load(folder) if (folder / "odonata_tokenizer.json").is_file() else None,
                 int(plain["max_patches"]),
                 int(plain["lora_rank"]),
                 float(plain["lora_alpha"]),

@@ -233,6 +233,6 @@ class Collate:
     def __call__(self, items: list[ImageTextItem]) -> ImageTextBatch:
         """Return the batch."""
         captions = [item.caption for item in items]
-        tokens = self.assets.tokenizer.encode(captions)
+        tokens = self.assets.tokenize(captions)
         groups = content_groups(captions, [item.group for item in items])
         return ImageTextBatch(**image_inputs([item.image for item in items], self.assets), tokens=tokens, groups=groups)

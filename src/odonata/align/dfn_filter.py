@@ -105,4 +105,4 @@ def read_kept(assets: Path) -> list[int]:
 def write_choice(assets: Path, kept: list[int], scorer: TwoTowerPredictor) -> None:
     """Write the choice, and the network that made it, into a run's `assets/`."""
     write_atomically(assets / _KEPT, json.dumps(kept))
-    scorer.save(assets / _FILTER)
+    scorer.convert(assets / _FILTER)

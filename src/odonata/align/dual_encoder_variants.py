@@ -128,7 +128,7 @@ CLIP: dict[str, DualEncoderConfig] = {
     "RN50x64": _clip_resnet("RN50x64", 1024),
     "clip-laptop": clip_vit(
         _vit(192, 4, 3),
-        8,
+        16,
         64,
         128,
         TextConfig(vocab_size=4096, context_length=32, width=128, depth=3, num_heads=2, mlp_width=512, eot_id=4095),
@@ -136,7 +136,7 @@ CLIP: dict[str, DualEncoderConfig] = {
 }
 """CLIP by open_clip's names; `clip-laptop` sees 64 pixels. Set the vocabulary to the tokenizer's with `replace`."""
 
-_LAPTOP = siglip(_vit(192, 4, 3), 8, 64, 4096, _vit(128, 3, 2))
+_LAPTOP = siglip(_vit(192, 4, 3), 16, 64, 4096, _vit(128, 3, 2))
 
 SIGLIP: dict[str, DualEncoderConfig] = {
     "ViT-B-16-SigLIP": siglip(_BASE, 16, 224),

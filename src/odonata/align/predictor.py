@@ -95,7 +95,7 @@ class TwoTowerPredictor:
             raise DataError("no texts to embed")
         unique = sorted(dict.fromkeys(texts), key=len)
         rows = [
-            self.model.encode_text(self.assets.tokenizer.encode(part).to(self.device)).cpu()
+            self.model.encode_text(self.assets.tokenize(part).to(self.device)).cpu()
             for part in parts_of(unique, batch_size)
         ]
         place = {text: number for number, text in enumerate(unique)}
@@ -142,15 +142,15 @@ class TwoTowerPredictor:
         inputs = image_inputs(list(pictures), self.assets)
         return self.model.encode_image(**{k: v.to(self.device) for k, v in inputs.items()}).float().cpu()
 
-    def save(self, folder: Path) -> None:
-        """Write weights and assets in Odonata's layout.
+    def convert(self, folder: Path, layout: str = "odonata") -> list[Path]:
+        """Write the model in Odonata's layout or a published one and return the files.
 
         Raises:
-            WeightsError: the folder holds something already.
+            WeightsError: the layout is unknown or cannot say what this model is, or the folder holds something already.
         """
-        from odonata.align.convert import save_folder
+        from odonata.align.convert import convert
 
-        save_folder(self, folder)
+        return convert(self, folder, layout)
 
 
 def load(path: Path, method: str | None, device: torch.device, **options: Any) -> Any:

@@ -50,7 +50,7 @@ def save_dual_encoder(
     tokenizer_files: Mapping[str, Path] | None = None,
     overwrite: bool = False,
 ) -> list[Path]:
-    """Writes a model in a published layout, or in Odonata's.
+    """Writes a model in a published layout.
 
     Args:
         folder, layout, tokenizer_files, overwrite: as in `odonata.weights.published.write_published`.
@@ -86,8 +86,6 @@ def preprocess_of(published: Published) -> Preprocess:
         )
     source, config = published.preprocess["source"], published.preprocess["config"]
     size = published.config["visual"]["image_size"]
-    if source == "odonata":
-        return Preprocess.from_dict(config)
     if source == "open_clip":
         return Preprocess.from_open_clip({"size": size} | config)
     if source == "hf":
@@ -105,8 +103,6 @@ def _naflex_of(config: Mapping[str, Any]) -> Preprocess:
 def _written(preprocess: Preprocess | None, layout: str, model: DualEncoder) -> dict[str, Any] | None:
     if preprocess is None:
         return None
-    if layout == "odonata":
-        return preprocess.to_dict()
     if layout == "open_clip":
         return preprocess.to_open_clip()
     visual = config_to_dict(model.config)["visual"]

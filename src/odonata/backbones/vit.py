@@ -249,5 +249,5 @@ _SIZES = {
 
 VARIANTS: dict[str, ViTConfig] = {
     f"{name}/{patch}": replace(config, patch_size=patch) for name, config in _SIZES.items() for patch in (8, 14, 16, 32)
-} | {"tiny/8": replace(_size(192, 4, 3), image_size=64, patch_size=8)}
-"""Published sizes by name, `b/16` and the like at 224 pixels, and `tiny/8` at 64 pixels for a laptop."""
+} | {f"tiny/{patch}": replace(_size(192, 4, 3), image_size=64, patch_size=patch) for patch in (8, 16)}
+"""Published sizes by name, `b/16` and the like at 224 pixels, and `tiny/16` at 64 pixels for a laptop."""

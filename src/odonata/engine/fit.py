@@ -57,7 +57,7 @@ class Engine:
         self.stop_signal = 0
         self.stale_evaluations = 0
         self.checkpoints = (
-            Checkpoints(run.folder / "checkpoints", world, recipe.keep, self.sharded) if run is not None else None
+            Checkpoints(run.folder / "checkpoints", world, recipe.keep_checkpoints, self.sharded) if run is not None else None
         )
 
     # ---- the verbs of a step ------------------------------------------------------------------------------------

@@ -136,7 +136,7 @@ class Recipe:
     """Steps between evaluations (0 = only at the end)."""
     save_every: int = 0
     """Steps between checkpoints (0 = ten in a run)."""
-    keep: int = 2
+    keep_checkpoints: int = 2
     """Checkpoints kept besides the best one."""
     early_stop: int = 0
     """Stop after so many evaluations without a better value (0 = never)."""
@@ -155,7 +155,7 @@ class Recipe:
         Raises:
             RecipeError: names the field, its value and its range.
         """
-        for name, low in (("steps", 1), ("accumulate", 1), ("log_every", 1), ("keep", 1), ("devices", 1)):
+        for name, low in (("steps", 1), ("accumulate", 1), ("log_every", 1), ("keep_checkpoints", 1), ("devices", 1)):
             if getattr(self, name) < low:
                 raise RecipeError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least {low}")
         for name in ("eval_every", "save_every", "early_stop", "seed"):

@@ -80,6 +80,21 @@ def retrieval(
         DataError: shapes do not fit, an embedding is not finite, or a text's image does not exist.
     """
     owner = torch.arange(len(text), device=text.device) if image_of_text is None else image_of_text
+    by_image, by_text = ranks(image, text, owner, chunk)
+    return Retrieval(_scores(by_image, ks), _scores(by_text, ks))
+
+
+def ranks(
+    image: Float[Tensor, "images dim"],
+    text: Float[Tensor, "texts dim"],
+    owner: Int[Tensor, "texts"],
+    chunk: int = 1024,
+) -> tuple[Int[Tensor, "images"], Int[Tensor, "texts"]]:
+    """Return the rank of each query's best right candidate, 1 being the best, for both directions; see `retrieval`.
+
+    Returns:
+        one rank an image (0 where no text describes it) and one rank a text.
+    """
     _check(image, text, owner)
     image_ranks: list[Tensor] = []
     for start in range(0, len(image), chunk):
@@ -90,7 +105,7 @@ def retrieval(
     for start in range(0, len(text), chunk):
         rows = slice(start, start + chunk)
         text_ranks.append(_best_ranks(text[rows] @ image.T, owner[rows, None] == candidates[None, :]))
-    return Retrieval(_scores(torch.cat(image_ranks), ks), _scores(torch.cat(text_ranks), ks))
+    return torch.cat(image_ranks), torch.cat(text_ranks)
 
 
 def _best_ranks(similarity: Tensor, right: Tensor) -> Tensor:

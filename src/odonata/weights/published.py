@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from odonata.errors import WeightsError
-from odonata.weights import big_vision, hf_clip, hf_siglip, open_clip, openai_clip, own
+from odonata.weights import big_vision, hf_clip, hf_siglip, open_clip, openai_clip
 from odonata.weights.layout import Files, Layout, Plain, ReadOptions
 from odonata.weights.read import Raw, read_json, read_state
 
 LAYOUTS: dict[str, Layout] = {
-    module.LAYOUT.name: module.LAYOUT for module in (own, hf_clip, hf_siglip, big_vision, openai_clip, open_clip)
+    module.LAYOUT.name: module.LAYOUT for module in (hf_clip, hf_siglip, big_vision, openai_clip, open_clip)
 }
 _TOKENIZER_FILES = (
     "tokenizer.json",
@@ -47,7 +47,7 @@ class Published:
     state: dict[str, Tensor]
     """Weights under our names, in the precision of the file."""
     preprocess: Plain | None
-    """`source` (hf, open_clip, openai, big_vision, naflex, odonata) and `config`, the content of its file."""
+    """`source` (hf, open_clip, openai, big_vision, naflex) and `config`, the content of its file."""
     tokenizer: Plain | None
     """`kind`, `context_length`, and `files`: name to path of the tokenizer files beside the weights."""
     notes: list[str] = field(default_factory=list[str])
@@ -68,7 +68,7 @@ def read_published(
 
     Args:
         path: file or folder; see `odonata.weights.read.read_state`.
-        layout: `openai`, `open_clip`, `hf_clip`, `hf_siglip` (or `hf` for either), `big_vision`, `odonata`; found out
+        layout: `openai`, `open_clip`, `hf_clip`, `hf_siglip` (or `hf` for either), `big_vision`; found out
             if not given.
         allow_torchscript: read TorchScript archives, which carry code.
         quick_gelu: for bare open_clip weights, whether they were trained with QuickGELU.
@@ -112,7 +112,7 @@ def write_published(
         folder: where to; must not exist or be empty, unless `overwrite`.
         state: weights under our names.
         config: configuration as `odonata.align.dual_encoder.config_to_dict` gives it.
-        layout: `hf` (CLIP or SigLIP, by the configuration), `openai`, `open_clip`, `big_vision` or `odonata`.
+        layout: `hf` (CLIP or SigLIP, by the configuration), `openai`, `open_clip` or `big_vision`.
         preprocess: content of the layout's preprocessing file, if it has one.
         tokenizer_files: name in the folder to file that is copied there.
         overwrite: replace a folder that holds something.

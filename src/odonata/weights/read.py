@@ -29,7 +29,7 @@ _WEIGHT_FILES = (
     "pytorch_model.bin.index.json",
     "pytorch_model.bin",
 )
-_CONFIG_FILES = ("open_clip_config.json", "odonata.json", "config.json")
+_CONFIG_FILES = ("open_clip_config.json", "config.json")
 
 
 @dataclass
