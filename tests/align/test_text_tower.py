@@ -3,6 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from odonata.align.prefix_tree import prefix_trees
 from odonata.align.text_tower import TextConfig, TextTransformer
 
 CAUSAL = TextConfig(vocab_size=50, context_length=12, width=32, depth=2, num_heads=2, mlp_width=64, eot_id=49)
@@ -87,3 +88,28 @@ def test_clip_initialisation_has_the_published_spread():
     }
     for parameter, std in expected.items():
         assert parameter.std().item() == pytest.approx(std, rel=0.05)
+
+
+@pytest.mark.parametrize("pool", ["argmax", "eot"])
+def test_sharing_common_beginnings_is_exact(pool):
+    tower = TextTransformer(replace(CAUSAL, pool=pool)).eval()
+    tokens = torch.randint(2, 4, (60, 12))  # two words only: nearly all texts share a beginning, and some are equal
+    for row in range(60):
+        end = int(torch.randint(1, 12, ()))
+        tokens[row, end], tokens[row, end + 1 :] = 49, 0
+    torch.testing.assert_close(tower(tokens, share_prefixes=True), tower(tokens, trim=False), rtol=1e-5, atol=1e-5)
+
+
+def test_common_beginnings_take_no_room_and_cut_trees_lose_no_text():
+    tokens = torch.tensor([[7, 8, 9, 49], [7, 8, 49, 0], [7, 8, 9, 49], [6, 49, 0, 0]])
+    ends = torch.tensor([3, 2, 3, 1])
+    whole = prefix_trees(tokens, ends)
+    assert sorted(whole.tokens[0].tolist()) == [6, 7, 8, 9, 49, 49, 49]
+    assert whole.ends[0] == whole.ends[2]
+    tower = TextTransformer(CAUSAL).eval()
+    cut = prefix_trees(tokens, ends, max_tokens=3)
+    assert cut.tokens.shape[0] > 1
+    for trees in (whole, cut):
+        x = tower.token_embedding(trees.tokens) + tower.positions[trees.depths]
+        x = tower.norm(tower.transformer(x, mask=trees.mask).flatten(0, 1)[trees.ends])
+        torch.testing.assert_close(x, tower(tokens), rtol=1e-5, atol=1e-5)

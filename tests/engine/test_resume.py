@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
-import toy
 import torch
+import toy
 
 from odonata.engine.distributed import World
 from odonata.engine.fit import train

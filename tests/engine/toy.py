@@ -1,4 +1,4 @@
-"""A small method, a two-network one, and their data: what the engine's tests train, in-process or as ranks of torchrun."""
+"""A small method, a two-network one, and their data: what the engine's tests train, here or as ranks of torchrun."""
 
 import argparse
 import dataclasses
@@ -113,7 +113,11 @@ class TinyGAN(Method):
         return {"d_loss": d_loss.detach(), "g_loss": g_loss.detach()}
 
 
-METHODS = {"toy": Toy, "toy-plain": lambda c: Toy(dataclasses.replace(c, dropout=0.0), batch_norm=False), "gan": TinyGAN}
+METHODS = {
+    "toy": Toy,
+    "toy-plain": lambda c: Toy(dataclasses.replace(c, dropout=0.0), batch_norm=False),
+    "gan": TinyGAN,
+}
 
 
 def recipe(name: str = "toy", **changes) -> Recipe:

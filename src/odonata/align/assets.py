@@ -38,7 +38,9 @@ class Assets:
             WeightsError: the weights came without a tokenizer.
         """
         if self.tokenizer is None:
-            raise WeightsError("these weights came without a tokenizer, so text cannot be encoded: give its file with --tokenizer")
+            raise WeightsError(
+                "these weights came without a tokenizer, so text cannot be encoded: give its file with --tokenizer"
+            )
         return self.tokenizer.encode(texts)
 
     def save(self, folder: Path) -> None:

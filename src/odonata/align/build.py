@@ -139,7 +139,9 @@ def _starting_point(
     architecture = fit_to_tokenizer(architecture, tokenizer)
     visual = architecture.visual
     if config.image_size:
-        architecture = dataclasses.replace(architecture, visual=dataclasses.replace(visual, image_size=config.image_size))
+        architecture = dataclasses.replace(
+            architecture, visual=dataclasses.replace(visual, image_size=config.image_size)
+        )
     max_patches = config.max_patches
     if isinstance(visual, ViTConfig) and visual.positions == "naflex":
         max_patches = max_patches or 256

@@ -96,10 +96,14 @@ def build_catlip(recipe: Recipe, folder: Path | None, describe: Callable[..., li
     measured = heldout if heldout and recipe.evaluation.pairs else None
     return Task(
         method=method,
-        batches=Batches(dataset, make_sampler(source, data, recipe.seed), NounCollate(assets), data.workers, recipe.seed),
+        batches=Batches(
+            dataset, make_sampler(source, data, recipe.seed), NounCollate(assets), data.workers, recipe.seed
+        ),
         batch_size=data.batch_size,
         fingerprint=source.fingerprint(),
-        evaluate=NounEvaluator(assets, measured, recipe.evaluation.pairs, recipe.evaluation.batch_size) if measured else None,
+        evaluate=NounEvaluator(assets, measured, recipe.evaluation.pairs, recipe.evaluation.batch_size)
+        if measured
+        else None,
         goal="map" if measured else "",
         save_assets=assets.save,
         assets=assets,
@@ -131,7 +135,9 @@ def start_from(method: CatLIP, path: Path) -> str:
     from odonata.engine.checkpoint import weights_file
 
     file = weights_file(path) if (path / "config.yaml").is_file() else path
-    state = {k.removeprefix("model.").removeprefix("visual."): v for k, v in read_state(file).state.items() if "visual." in k}
+    state = {
+        k.removeprefix("model.").removeprefix("visual."): v for k, v in read_state(file).state.items() if "visual." in k
+    }
     own = {k: v for k, v in method.visual.state_dict().items() if not k.startswith("head.")}
     wrong = [k for k, v in own.items() if k not in state or state[k].shape != v.shape]
     if wrong:

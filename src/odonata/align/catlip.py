@@ -1,16 +1,16 @@
 """CatLIP: pre-training on the nouns of captions, as classification.
 
-The nouns of each caption are its labels, several at once; an image tower learns them with a binary cross-entropy for each
-noun of the vocabulary. There is no text tower and no comparison between pictures, which makes pre-training 2.7 times
-faster than CLIP's at like accuracy (2404.15653, abstract). The classifier's rows carry over: a downstream class starts
-from the row of its own noun ("transfer initialisation", sec. 3.3).
+The nouns of each caption are its labels, several at once; an image tower learns them with a binary cross-entropy for
+each noun of the vocabulary. There is no text tower and no comparison between pictures, which makes pre-training 2.7
+times faster than CLIP's at like accuracy (2404.15653, abstract). The classifier's rows carry over: a downstream class
+starts from the row of its own noun ("transfer initialisation", sec. 3.3).
 
 Reference: Mehta et al., CatLIP: CLIP-level Visual Recognition Accuracy with 2.7x Faster Pre-training on Web-scale
 Image-Text Data, arXiv:2404.15653, and its code in corenet. As there, the loss is summed over classes and divided by the
 batch, and the vocabulary is the most frequent 24,320 nouns.
 
-Difference: nouns are found by `odonata.text.nouns`, rules instead of a tagger and WordNet; `--nouns FILE` brings another
-vocabulary, with as many words to a target as a synset has.
+Difference: nouns are found by `odonata.text.nouns`, rules instead of a tagger and WordNet; `--nouns FILE` brings
+another vocabulary, with as many words to a target as a synset has.
 """
 
 from __future__ import annotations
@@ -94,9 +94,7 @@ class NounTargets:
         return rows
 
 
-def noun_loss(
-    logits: Float[Tensor, "batch classes"], targets: Float[Tensor, "batch classes"]
-) -> Float[Tensor, ""]:
+def noun_loss(logits: Float[Tensor, "batch classes"], targets: Float[Tensor, "batch classes"]) -> Float[Tensor, ""]:
     """Return the binary cross-entropy, summed over the classes and averaged over the batch (corenet's `batch_mean`)."""
     return F.binary_cross_entropy_with_logits(logits.float(), targets, reduction="sum") / len(logits)
 

@@ -1,8 +1,9 @@
 """CLIP: pictures and captions in one space, matched against the rest of the batch.
 
 Two towers embed pictures and captions; each picture must find its caption among all captions of the global batch, and
-each caption its picture, by a softmax over cosines with a learned temperature. The trained model classifies by comparing
-a picture with sentences about the classes: the zero-shot ImageNet accuracy of ViT-L/14@336 is 76.2 % (table 11).
+each caption its picture, by a softmax over cosines with a learned temperature. The trained model classifies by
+comparing a picture with sentences about the classes: the zero-shot ImageNet accuracy of ViT-L/14@336 is 76.2 % (table
+11).
 
 Reference: Radford et al., Learning Transferable Visual Models From Natural Language Supervision, arXiv:2103.00020.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from pathlib import Path
 
@@ -42,16 +41,15 @@ def load_published(
         layout: where it is not to be found out; see `odonata.weights.published.read_published`.
         allow_torchscript: read an archive that carries code, as OpenAI's files are.
         quick_gelu: for bare open_clip weights, which do not say.
-        tokenizer: file of the tokenizer, where it does not lie beside the weights. Without one, pictures can be embedded
+        tokenizer: file of the tokenizer, where it does not lie beside the weights. Without one, pictures can be
+        embedded
             and weights converted, but no text encoded.
 
     Raises:
         WeightsError: the weights cannot be read.
         DataError: the tokenizer cannot.
     """
-    model, published = load_dual_encoder(
-        path, layout, allow_torchscript=allow_torchscript, quick_gelu=quick_gelu
-    )
+    model, published = load_dual_encoder(path, layout, allow_torchscript=allow_torchscript, quick_gelu=quick_gelu)
     notes = list(published.notes)
     try:
         preprocess = preprocess_of(published)
@@ -89,10 +87,13 @@ def _tokenizer(published: Published, context_length: int, given: Path | None) ->
                 return tokenizer_json(
                     file, context_length=context_length, eos_token=end, pad_token=pad, cleaning=cleaning
                 )
-            found = tokenizer_json(
-                file, context_length=context_length, eos_token="<|endoftext|>", bos_token="<|startoftext|>", cleaning="clip"
+            return tokenizer_json(
+                file,
+                context_length=context_length,
+                eos_token="<|endoftext|>",
+                bos_token="<|startoftext|>",
+                cleaning="clip",
             )
-            return found
     if given:
         raise DataError(f"{given}: a tokenizer is a .model, .txt.gz of merges, merges.txt or tokenizer.json")
     return None
@@ -114,7 +115,7 @@ def save_folder(predictor: TwoTowerPredictor, folder: Path) -> list[Path]:
         predictor.assets.save(staged)
         if folder.is_dir():
             folder.rmdir()
-        os.replace(staged, folder)
+        staged.replace(folder)
     return sorted(folder.iterdir())
 
 
@@ -167,5 +168,3 @@ def _for_transformers(tokenizer: Tokenizer, folder: Path) -> None:
 def _refuse_full(folder: Path) -> None:
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise WeightsError(f"{folder} is there already and not an empty folder; choose another")
-
-

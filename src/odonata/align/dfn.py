@@ -1,9 +1,9 @@
 """DFN: a small model trained on clean pairs chooses what a larger one is trained on.
 
-A filtering network, a CLIP trained on few but good pairs, scores every pair of a noisy pool by the cosine of picture and
-caption; the best-scored part is kept and trains the model ("induced" by that data). Filtering so beats both random choice
-and larger unfiltered pools: ViT-H trained on DFN-5B reaches 84.4 % zero-shot ImageNet (2309.17425, abstract), and a
-better classifier is not by itself a better filter (fig. 3).
+A filtering network, a CLIP trained on few but good pairs, scores every pair of a noisy pool by the cosine of picture
+and caption; the best-scored part is kept and trains the model ("induced" by that data). Filtering so beats both random
+choice and larger unfiltered pools: ViT-H trained on DFN-5B reaches 84.4 % zero-shot ImageNet (2309.17425, abstract),
+and a better classifier is not by itself a better filter (fig. 3).
 
 Reference: Fang et al., Data Filtering Networks, arXiv:2309.17425. The objective of both networks is CLIP's. The paper
 keeps about the best 15–20 % of its pool; `--keep` is that share.
@@ -23,7 +23,7 @@ from odonata.align.batch import ImageTextBatch
 from odonata.align.clip import clip_objective
 from odonata.align.dual_encoder import DualEncoder
 from odonata.align.two_tower import TwoTowerConfig, clamp_logit_scale, contrastive_step, encode
-from odonata.data.sample import ImageText
+from odonata.data.sample import ImageRef, ImageText
 from odonata.engine.method import Method
 from odonata.errors import DataError, RecipeError
 
@@ -67,7 +67,7 @@ def check_share(keep: float) -> None:
 class Scorer(Protocol):
     """What scoring asks of a predictor."""
 
-    def embed_image(self, images: Iterable[object], batch_size: int = 64) -> Tensor: ...
+    def embed_image(self, images: Iterable[ImageRef], batch_size: int = 64) -> Tensor: ...
     def embed_text(self, texts: Iterable[str], batch_size: int = 256) -> Tensor: ...
 
 
@@ -142,5 +142,3 @@ class DFN(Method):
     def after_update(self) -> None:
         """Clip the temperature."""
         clamp_logit_scale(self.model)
-
-

@@ -105,7 +105,12 @@ class DualEncoder(nn.Module):
         return F.normalize(embeddings, dim=-1) if normalize else embeddings
 
     def encode_text(
-        self, tokens: Int[Tensor, "batch length"], normalize: bool = True, *, trim: bool = True
+        self,
+        tokens: Int[Tensor, "batch length"],
+        normalize: bool = True,
+        *,
+        trim: bool = True,
+        share_prefixes: bool = False,
     ) -> Float[Tensor, "batch embed_dim"]:
         """Returns text embeddings.
 
@@ -113,8 +118,9 @@ class DualEncoder(nn.Module):
             tokens: token ids; see `TextTransformer.forward` for the length and `trim`.
             normalize: scale embeddings to length 1.
             trim: cut a causal batch after its longest text.
+            share_prefixes: compute common beginnings of a causal batch once.
         """
-        embeddings = self.text_projection(self.text(tokens, trim=trim))
+        embeddings = self.text_projection(self.text(tokens, trim=trim, share_prefixes=share_prefixes))
         return F.normalize(embeddings, dim=-1) if normalize else embeddings
 
     def logits(

@@ -1,4 +1,4 @@
-"""What is measured of a two-tower model: retrieval on held-back pairs, zero-shot classification, pictures for the report."""
+"""What is measured of a two-tower model in training: retrieval and zero-shot; and pictures for the report."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class AlignEvaluation:
     pairs: int = 1000
     """Held-back pictures for retrieval, each with all its captions (0 = none)."""
     zeroshot: str = ""
-    """Folder of classes for zero-shot classification; empty: on the embedded scenes their own classes; `none` for none."""
+    """Folder of classes for zero-shot classification; empty: the embedded scenes' own classes on scenes; or `none`."""
     templates: str = ""
     """File with one prompt template a line, `{}` for the class name; empty: a small built-in set."""
     batch_size: int = 128
@@ -123,7 +123,10 @@ def exhibits(recipe: Any, run: Path, count: int) -> Iterator[tuple[str, list[str
     captions = list(dict.fromkeys(caption for sample in heldout[: 20 * count] for caption in sample.captions))
     if isinstance(model, TwoTowerPredictor):
         best = (model.embed_image([s.image for s in samples]) @ model.embed_text(captions).T).max(1)
-        said = [f"“{captions[i]}” {cosine:.2f}" for i, cosine in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
+        said = [
+            f"“{captions[i]}” {cosine:.2f}"
+            for i, cosine in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        ]
     else:
         said = [", ".join(f"{k} {v:.0%}" for k, v in p.ranked()[:3]) for p in model.predict([s.image for s in samples])]
     for sample, text in zip(samples, said, strict=True):
@@ -135,4 +138,3 @@ def _as_address(picture: Image.Image, side: int = 128) -> str:
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
-

@@ -1,15 +1,16 @@
 """FLIP: CLIP on a random half of the patches, for twice the pairs per second.
 
-While training, a random share of each picture's patches is removed before the first block, so that the image tower costs
-that much less and the batch may grow; a short last stretch sees all patches and closes the gap between training and use.
-With 50 % masked the paper trains L/16 in half the time to 69.6 % zero-shot ImageNet, against 68.6 % unmasked (table 1).
+While training, a random share of each picture's patches is removed before the first block, so that the image tower
+costs that much less and the batch may grow; a short last stretch sees all patches and closes the gap between training
+and use. With 50 % masked the paper trains L/16 in half the time to 69.6 % zero-shot ImageNet, against 68.6 % unmasked
+(table 1).
 
-Reference: Li et al., Scaling Language-Image Pre-training via Masking, arXiv:2212.00794, and its code. As there: the class
-token is kept but the feature is the mean of all output tokens, positions are fixed sines and cosines, the text tower is
-neither causal nor padding-masked, its feature is at the first position, and both projections have no bias.
+Reference: Li et al., Scaling Language-Image Pre-training via Masking, arXiv:2212.00794, and its code. As there: the
+class token is kept but the feature is the mean of all output tokens, positions are fixed sines and cosines, the text
+tower is neither causal nor padding-masked, its feature is at the first position, and both projections have no bias.
 
-Differences: the objective, being CLIP's, has the treatment of duplicates described there; unmasked tuning is the last share
-of the same run, under the same schedule, where the paper starts a second one of 0.32 epochs.
+Differences: the objective, being CLIP's, has the treatment of duplicates described there; unmasked tuning is the last
+share of the same run, under the same schedule, where the paper starts a second one of 0.32 epochs.
 """
 
 from __future__ import annotations

@@ -1,23 +1,23 @@
 """LiT: CLIP with a pretrained tower locked, so that the other one learns to read out what it knows.
 
-"Locked-image tuning" keeps a strong pretrained image tower as it is and trains only the text tower: with few pairs it beats
-both fine-tuning that tower and training from scratch (2111.07991, fig. 2–4, settings Lu > uu > UU), since the pairs cannot
-spoil what the tower learned on better data. The locked tower stays in evaluation mode: no dropout, no update of statistics.
+"Locked-image tuning" keeps a strong pretrained image tower and trains only the text tower: with few pairs it beats
+both fine-tuning that tower and training from scratch (2111.07991, fig. 2–4, settings Lu > uu > UU), since the pairs
+cannot spoil what the tower learned on better data. The locked tower stays in evaluation mode: no dropout, no update of
+statistics.
 
-Reference: Zhai et al., LiT: Zero-Shot Transfer with Locked-image text Tuning, arXiv:2111.07991. As there, the image feature
-is used without a projection and the text feature is projected to its width. With a logit bias the objective is SigLIP's
-(SigLiT, 2303.15343, sec. 4.1); without, CLIP's.
+Reference: Zhai et al., LiT: Zero-Shot Transfer with Locked-image text Tuning, arXiv:2111.07991. As there, the image
+feature is used without a projection and the text feature is projected to its width. With a logit bias the objective is
+SigLIP's (SigLiT, 2303.15343, sec. 4.1); without, CLIP's.
 """
 
 from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Self
 
 import torch
 from torch import Tensor, nn
-from typing_extensions import Self
 
 from odonata.align.batch import ImageTextBatch
 from odonata.align.dual_encoder import DualEncoder
@@ -36,8 +36,8 @@ class LiTConfig(TwoTowerConfig):
     lock: Literal["image", "text", "none"] = "image"
     """Which tower keeps its weights."""
     tower: str = ""
-    """Run or published weights that the locked tower is taken from. The embedded scenes need none: a classifier of their
-    digits and colours is trained first."""
+    """Run or published weights to take the locked tower from; empty, on the embedded scenes: a classifier of digits
+    and colours, trained first."""
     tower_steps: int = 300
     """Steps of that classifier."""
 

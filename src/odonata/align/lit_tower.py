@@ -60,12 +60,14 @@ def locked_image_tower(
     if not isinstance(visual, ViTConfig):
         raise RecipeError("without --tower, LiT trains its own ViT; --variant names another kind of tower")
     tower, accuracy = train_classifier(visual, preprocess, config.tower_steps, seed)
-    notes.append(f"tower: trained on the digits and colours of {_CLASSES} ({config.tower_steps} steps, {accuracy:.0%} held back)")
+    notes.append(
+        f"tower: trained on the digits and colours of {_CLASSES} ({config.tower_steps} steps, {accuracy:.0%} held back)"
+    )
     return PretrainedTower(visual, tower, preprocess)
 
 
 def train_classifier(visual: ViTConfig, preprocess: Preprocess, steps: int, seed: int) -> tuple[ViT, float]:
-    """Train an image tower to name digit and colour of the embedded scenes; return it without its head, and its accuracy."""
+    """Return an image tower trained to name digits and colours of the scenes, without its head, and its accuracy."""
     source = open_image_text(_CLASSES)
     train, test = source.split("train"), source.split("val")
     assert source.classes is not None
@@ -110,5 +112,3 @@ def with_tower(architecture: DualEncoderConfig, tower: PretrainedTower) -> DualE
 def put_in(model: DualEncoder, tower: PretrainedTower) -> None:
     """Copy the tower's weights."""
     model.visual.load_state_dict(tower.module.state_dict())
-
-

@@ -115,12 +115,14 @@ def zeroshot_figures(
 
 
 def probe_figures(model: Embedder, path: str, most: int, batch_size: int) -> dict[str, Figure]:
-    """Return the accuracy of logistic regression on frozen features (2103.00020, app. A.3: L-BFGS, l2 by validation)."""
+    """Return the accuracy of logistic regression on frozen features (2103.00020, app. A.3: l2 by validation)."""
     train, test = _train_and_test(path)
     fit, validation = hold_back(train, 0.2)
     if validation is None:
         raise DataError(f"{path}: too few pictures for a probe")
-    (x, y), (x_val, y_val), (images, labels) = (_features(model, part, most, batch_size) for part in (fit, validation, test))
+    (x, y), (x_val, y_val), (images, labels) = (
+        _features(model, part, most, batch_size) for part in (fit, validation, test)
+    )
     probe, _ = sweep_linear_probe(x, y, x_val, y_val)
     accuracy = _share((probe.scores(images).argmax(1) == labels).double(), len(labels))
     return {"probe/top1": accuracy, "probe/l2": Figure(probe.l2, None, None, len(y) + len(y_val))}

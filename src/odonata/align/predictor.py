@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -89,13 +90,13 @@ class TwoTowerPredictor:
 
     @torch.inference_mode()
     def embed_text(self, texts: str | Iterable[str], batch_size: int = 256) -> Float[Tensor, "texts dim"]:
-        """Return unit-length embeddings, one row a text. Equal texts are encoded once, texts of like length together."""
+        """Return unit-length embeddings, a row a text; equal texts are encoded once, those of like length together."""
         texts = [texts] if isinstance(texts, str) else list(texts)
         if not texts:
             raise DataError("no texts to embed")
-        unique = sorted(dict.fromkeys(texts), key=len)
+        unique = sorted(set(texts))  # texts that begin alike come together
         rows = [
-            self.model.encode_text(self.assets.tokenize(part).to(self.device)).cpu()
+            self.model.encode_text(self.assets.tokenize(part).to(self.device), share_prefixes=True).cpu()
             for part in parts_of(unique, batch_size)
         ]
         place = {text: number for number, text in enumerate(unique)}
@@ -105,7 +106,9 @@ class TwoTowerPredictor:
         self, classes: Sequence[str], templates: Sequence[str] = ("{}",), batch_size: int = 256
     ) -> Float[Tensor, "classes dim"]:
         """Return one unit-length embedding a class: the mean over prompt templates (2103.00020, sec. 3.1.4)."""
-        return class_embeddings(self.embed_text, classes, templates, batch=batch_size)
+        embed = partial(self.embed_text, batch_size=batch_size)
+        # All prompts at once: `embed_text` batches them by their beginnings.
+        return class_embeddings(embed, classes, templates, batch=len(classes) * len(templates))
 
     @torch.inference_mode()
     def predict(
@@ -203,7 +206,9 @@ def towers(assets: Assets, state: dict[str, Tensor], file: Path) -> DualEncoder:
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
-        raise WeightsError(f"{file}: the weights do not fit the architecture: {str(error).splitlines()[1].strip()}") from error
+        raise WeightsError(
+            f"{file}: the weights do not fit the architecture: {str(error).splitlines()[1].strip()}"
+        ) from error
     if assets.lora_rank:
         merge_lora(model)
     return model

@@ -35,7 +35,7 @@ def siglip() -> Recipe:
         method=SigLIPConfig(),
         data=ImageTextData(),
         evaluation=AlignEvaluation(),
-        # β₂ = 0.95 steadies large batches (2303.15343, fig. 6). Temperature and bias learn faster than the rest, because
+        # β₂ = 0.95 steadies large batches (2303.15343, fig. 6). Temperature and bias learn faster than the rest:
         # short runs give them few updates to leave their start in.
         optim=AdamW(lr=1e-3, weight_decay=0.1, betas=(0.9, 0.95), lr_scales={"model.logit_": 10.0}),
         schedule=Schedule(warmup=0.1),

@@ -1,16 +1,17 @@
 """SigLIP: every pair of the batch is a question of its own, answered by a sigmoid.
 
 Instead of normalising over the batch, each of the B² pairs is a binary classification with a learned temperature and a
-learned bias. No pair needs to see another, so memory does not grow with the square of the batch, and small batches train
-better than with a softmax: the paper's figure 2 has sigmoid ahead below 16 k pairs, and both saturate near 32 k.
-SigLIP 2's flexible inputs (NaFlex) keep a picture's ratio: flat patches of any grid, positions resized for each picture.
+learned bias. No pair needs to see another, so memory does not grow with the square of the batch, and small batches
+train better than with a softmax: the paper's figure 2 has sigmoid ahead below 16 k pairs, and both saturate near 32 k.
+SigLIP 2's flexible inputs (NaFlex) keep a picture's ratio: flat patches of any grid, positions resized for each
+picture.
 
 References: Zhai et al., Sigmoid Loss for Language Image Pre-Training, arXiv:2303.15343; Tschannen et al., SigLIP 2,
 arXiv:2502.14786. The loss is divided by the batch, not by the number of pairs (algorithm 1).
 
 Facts that decide whether it trains:
-- the bias starts at −10 so that the flood of negatives begins near zero loss; fitted to a batch of 22 k. In short runs of
-  small batches temperature and bias hardly move from their start, so both, and their rate, are options here.
+- the bias starts at −10 so that the flood of negatives begins near zero loss; fitted to a batch of 22 k. In short
+  runs of small batches temperature and bias hardly move from their start, so both, and their rate, are options here.
 - the text tower has neither causal nor padding mask and reads the last position of captions padded to the full length.
 """
 
@@ -60,7 +61,9 @@ class SigLIP(Method):
     def __init__(self, config: SigLIPConfig, model: DualEncoder) -> None:
         super().__init__()
         if model.logit_bias is None:
-            raise RecipeError(f"--variant {config.variant} has no logit bias; SigLIP needs one, such as ViT-B-16-SigLIP")
+            raise RecipeError(
+                f"--variant {config.variant} has no logit bias; SigLIP needs one, such as ViT-B-16-SigLIP"
+            )
         if config.scale_init <= 0:
             raise RecipeError(f"--scale-init is {config.scale_init}; it must be positive")
         self.config, self.model = config, model

@@ -41,7 +41,7 @@ class TwoTowerConfig:
     init: str = ""
     """Published weights or a run to start from; its tokenizer and preprocessing come along."""
     tokenizer: str = ""
-    """A tokenizer.json, CLIP's merges, a .model of SentencePiece or a WordPiece vocab.txt; empty: a BPE of the captions."""
+    """A tokenizer.json, CLIP's merges, a SentencePiece .model or WordPiece vocab.txt; empty: a BPE of the captions."""
     vocab_size: int = 4096
     """Entries of the BPE that is trained when no tokenizer is given."""
     context_length: int = 0

@@ -75,7 +75,9 @@ def train_recipe(chosen: Recipe, resume_from: Path | None = None) -> Path:
     try:
         folder = resume_from or Path(from_leader(chosen.out or str(next_run_folder(chosen.name))))
         if resume_from is None and (folder / "config.yaml").exists():
-            raise RunError(f"{folder} already holds a run; resume it with `odonata resume {folder}` or choose another --out")
+            raise RunError(
+                f"{folder} already holds a run; resume it with `odonata resume {folder}` or choose another --out"
+            )
         torch.manual_seed(chosen.seed)
         build = resolve(room_index(find(chosen.name).room).BUILD)
         task = build(chosen, folder / "assets" if resume_from else None)
@@ -85,8 +87,8 @@ def train_recipe(chosen: Recipe, resume_from: Path | None = None) -> Path:
             console = Console(stderr=True)
             for note in task.notes:
                 console.print(note, highlight=False)
-            console.print(f"{chosen.name}: {chosen.steps} steps of {task.batch_size}, on {world.size} × {world.device} → {folder}",
-                          highlight=False)  # fmt: skip
+            plan = f"{chosen.name}: {chosen.steps} steps of {task.batch_size}, on {world.size} × {world.device}"
+            console.print(f"{plan} → {folder}", highlight=False)
         train_task(chosen, task, folder, world, resume=resume_from is not None)
         if world.leads:
             print(f"report: {report_run(folder)}")
@@ -156,5 +158,3 @@ def evaluate(path: str | Path, **options: Any) -> dict[str, Any]:
     from odonata.app.commands.evaluate import EvaluateArguments, run_evaluation
 
     return run_evaluation(EvaluateArguments(Path(path), **options))
-
-

@@ -1,4 +1,4 @@
-"""The command line. This module imports no torch: `odonata --help` answers at once, and a command imports what it needs."""
+"""The command line. No torch here: `odonata --help` answers at once, and a command imports what it needs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ COMMANDS = {
     "train": ("odonata.app.commands.train:train", "train a method, or a saved recipe, on your data"),
     "resume": ("odonata.app.commands.train:resume", "go on with a run that was stopped or killed"),
     "compare": ("odonata.app.commands.compare:compare", "runs side by side: what differs, and what came out"),
-    "evaluate": ("odonata.app.commands.evaluate:evaluate", "retrieval, zero-shot, linear probe and kNN of a run or weights"),
+    "evaluate": (
+        "odonata.app.commands.evaluate:evaluate",
+        "retrieval, zero-shot, linear probe and kNN of a run or weights",
+    ),
     "predict": ("odonata.app.commands.predict:predict", "what a model says of pictures"),
     "embed": ("odonata.app.commands.search:embed", "pictures to vectors on disk"),
     "search": ("odonata.app.commands.search:search", "find pictures by words or by a picture"),

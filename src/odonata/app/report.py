@@ -18,8 +18,8 @@ _HIDDEN = ("step", "lr", "samples_per_s", "wait")
 _STYLE = """
 :root{color-scheme:light dark;--ink:#1b2430;--paper:#fff;--soft:#66758a;--line:#d8dee6;--curve:#1769c2}
 @media(prefers-color-scheme:dark){:root{--ink:#e6ebf2;--paper:#11161d;--soft:#93a1b3;--line:#2c3642;--curve:#6db3ff}}
-body{font:15px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--paper);max-width:60rem;margin:2rem auto;padding:0 1rem}
-h1{font-size:1.5rem}h2{font-size:1.1rem;margin-top:2rem;border-bottom:1px solid var(--line)}
+body{font:15px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--paper);max-width:60rem;margin:2rem
+auto;padding:0 1rem} h1{font-size:1.5rem}h2{font-size:1.1rem;margin-top:2rem;border-bottom:1px solid var(--line)}
 table{border-collapse:collapse}td,th{text-align:left;padding:.15rem .9rem .15rem 0;vertical-align:top}
 td.number{text-align:right;font-variant-numeric:tabular-nums}
 .soft{color:var(--soft)}figure{display:inline-block;margin:.5rem 1rem .5rem 0;vertical-align:top}
@@ -86,10 +86,10 @@ def write_report(folder: Path, gallery: Sequence[Exhibit] = ()) -> Path:
         f"<details><summary>recipe</summary><pre>{html.escape(recipe)}</pre></details>",
         f"<details><summary>environment</summary><pre>{html.escape(json.dumps(environment, indent=1))}</pre></details>",
     ]
-    title = html.escape(f"{name} – {folder.name}")
+    title, body = html.escape(f"{name} – {folder.name}"), "".join(parts)
     page = (
         "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
-        f"<title>{title}</title><link rel=icon href='data:,'><style>{_STYLE}</style><body>{''.join(parts)}</body></html>"
+        f"<title>{title}</title><link rel=icon href='data:,'><style>{_STYLE}</style><body>{body}</body></html>"
     )
     write_atomically(folder / "report.html", page)
     return folder / "report.html"
@@ -101,7 +101,8 @@ def _sentence(rows: Sequence[Mapping[str, Any]], environment: Mapping[str, Any])
     middle = sorted(speeds)[len(speeds) // 2] if speeds else 0
     wait = sum(waits) / len(waits) if waits else 0
     return (
-        f"{rows[-1]['step'] if rows else 0} steps, seed {environment['seed']}, {environment['world_size']} process(es), "
+        f"{rows[-1]['step'] if rows else 0} steps, seed {environment['seed']}, "
+        f"{environment['world_size']} process(es), "
         f"{middle:,.0f} samples/s (median), {wait:.1%} of the time waiting for data; odonata {environment['odonata']}, "
         f"torch {environment['torch']}"
     )

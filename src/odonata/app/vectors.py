@@ -32,7 +32,7 @@ class Vectors:
     """
 
     vectors: Float[np.ndarray, "items dim"]
-    names: Sequence[str]
+    names: list[str]
     model: str
 
     @classmethod
@@ -61,7 +61,7 @@ class Vectors:
         (partial / "index.json").write_text(json.dumps({"model": self.model, "dim": int(self.vectors.shape[1])}))
         if folder.is_dir():  # an empty one: anything else was refused
             folder.rmdir()
-        os.replace(partial, folder)
+        partial.replace(folder)
 
     @classmethod
     def load(cls, folder: Path) -> Vectors:
@@ -87,12 +87,17 @@ class Vectors:
             DataError: the query has another width.
         """
         if query.shape[0] != self.vectors.shape[1]:
-            raise DataError(f"the query has {query.shape[0]} dimensions, the vectors {self.vectors.shape[1]}: another model?")
+            raise DataError(
+                f"the query has {query.shape[0]} dimensions, the vectors {self.vectors.shape[1]}: another model?"
+            )
         scores = np.concatenate(
-            [np.asarray(self.vectors[i : i + chunk]) @ query.float().numpy() for i in range(0, len(self.vectors), chunk)]
+            [
+                np.asarray(self.vectors[i : i + chunk]) @ query.float().numpy()
+                for i in range(0, len(self.vectors), chunk)
+            ]
         )
         order = np.argsort(-scores, kind="stable")[:top]
-        return [(self.names[i], float(scores[i])) for i in order]
+        return [(self.names[i], float(scores[i])) for i in order.tolist()]
 
 
 def embed_files(

@@ -1,10 +1,10 @@
 """Checkpoints that appear whole or not at all, and from which a run goes on bit-equal.
 
-    step-00001000/
-      model.safetensors   the method's weights (averaged ones in ema.safetensors), readable by anything
-      training.pt         step, optimisers, loss scale, best value: tensors and plain values only
-      rank-0.pt …         each rank's random states and buffers
-      sharded/            instead of the optimisers in training.pt, where the run is sharded
+step-00001000/
+  model.safetensors   the method's weights (averaged ones in ema.safetensors), readable by anything
+  training.pt         step, optimisers, loss scale, best value: tensors and plain values only
+  rank-0.pt …         each rank's random states and buffers
+  sharded/            instead of the optimisers in training.pt, where the run is sharded
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import json
 import os
 import random
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,9 @@ class Checkpoints:
         if failure:
             shutil.rmtree(partial, ignore_errors=True)
             last = latest_step(self.folder)
-            stands = f"the checkpoint of step {last} still stands" if last is not None else "no checkpoint was made before"
+            stands = (
+                f"the checkpoint of step {last} still stands" if last is not None else "no checkpoint was made before"
+            )
             raise RunError(f"{final}: cannot write the checkpoint: {failure}; {stands}")
         barrier()
         if best_value is not None:
@@ -93,7 +96,7 @@ class Checkpoints:
         if self.world.leads:
             if final.exists():  # the same step saved twice: at an interval, and at the end
                 shutil.rmtree(final)
-            os.replace(partial, final)
+            partial.replace(final)
             best = {"step": self.best[0], "value": self.best[1]} if self.best else None
             write_atomically(self.folder / "index.json", json.dumps({"last": step, "best": best}))
             self._prune()
@@ -111,7 +114,7 @@ class Checkpoints:
     ) -> None:
         training: dict[str, Any] = {"step": step, "extra": extra, "sharded": self.sharded}
         torch.save(_rank_state(method, self.world), folder / f"rank-{self.world.rank}.pt")
-        weights: dict[str, Tensor]
+        weights: dict[str, Any]
         if self.sharded:
             model, optim = get_state_dict(method, list(optimizers.values()))
             state: dict[str, Any] = {"model": model, "optim": optim}
@@ -119,7 +122,9 @@ class Checkpoints:
                 state["ema"] = ema.average
                 training["ema_updates"] = ema.updates
             dcp.save(state, checkpoint_id=folder / "sharded")
-            weights = get_model_state_dict(method, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+            weights = dict(
+                get_model_state_dict(method, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+            )
         else:
             training["optimizers"] = {name: o.state_dict() for name, o in optimizers.items()}
             weights = method.state_dict()
@@ -228,10 +233,11 @@ def weights_file(folder: Path, which: str = "best") -> Path:
 
 def load_weights(method: nn.Module, file: Path) -> None:
     """Fill `method` with the weights of a run, whether it is sharded or not."""
-    set_model_state_dict(method, load_file(file), options=StateDictOptions(full_state_dict=True))
+    state: dict[str, Any] = dict(load_file(file))
+    set_model_state_dict(method, state, options=StateDictOptions(full_state_dict=True))
 
 
-def _separate(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def _separate(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """safetensors refuses tensors that share memory; tied weights are written under each of their names."""
     seen: set[int] = set()
     result: dict[str, Tensor] = {}
@@ -245,8 +251,7 @@ def _separate(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _rank_state(method: nn.Module, world: World) -> dict[str, Any]:
-    generator = np.random.get_state()  # noqa: NPY002 - the global state is what user code may draw from
-    assert isinstance(generator, tuple)
+    generator: Any = np.random.get_state()  # noqa: NPY002 - the global state is what user code may draw from
     version, words, gauss = random.getstate()
     return {
         "torch": torch.get_rng_state(),

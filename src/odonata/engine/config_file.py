@@ -59,7 +59,7 @@ def from_plain(plain: dict[str, Any], default: Any, where: str) -> Any:
 
 def _value(value: Any, hint: Any, current: Any, where: str) -> Any:
     if isinstance(value, dict) and _KIND in value:
-        candidates = [type(current)] if dataclasses.is_dataclass(current) else []
+        candidates: list[Any] = [type(current)] if dataclasses.is_dataclass(current) else []
         candidates += [c for c in _members(hint) if dataclasses.is_dataclass(c)]
         for candidate in candidates:
             if candidate.__name__ == value[_KIND]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 import torch
@@ -14,7 +14,8 @@ class EMA:
 
     Args:
         module: what is averaged; its state's names are the average's.
-        decay: in [0, 1). The first updates use (1 + n) / (10 + n) where that is smaller, so that the random start fades.
+        decay: in [0, 1). The first updates use (1 + n) / (10 + n) where that is smaller, so that the random start
+        fades.
     """
 
     def __init__(self, module: nn.Module, decay: float) -> None:
@@ -35,7 +36,7 @@ class EMA:
                 average.copy_(value)
 
     @contextmanager
-    def applied(self, module: nn.Module) -> Iterator[None]:
+    def applied(self, module: nn.Module) -> Generator[None]:
         """Let `module` hold the averaged weights inside the block."""
         saved = {k: v.detach().clone() for k, v in module.state_dict().items()}
         module.load_state_dict(self.average)

@@ -6,7 +6,7 @@ import contextlib
 import math
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,9 @@ class Engine:
         self.stop_signal = 0
         self.stale_evaluations = 0
         self.checkpoints = (
-            Checkpoints(run.folder / "checkpoints", world, recipe.keep_checkpoints, self.sharded) if run is not None else None
+            Checkpoints(run.folder / "checkpoints", world, recipe.keep_checkpoints, self.sharded)
+            if run is not None
+            else None
         )
 
     # ---- the verbs of a step ------------------------------------------------------------------------------------
@@ -267,7 +269,9 @@ class Engine:
         rate = self.recipe.schedule.factor(self.step - 1, self.recipe.steps) * self.recipe.optim.lr
         norms = {f"grad_norm/{k}" if k != "main" else "grad_norm": v for k, v in self.gradient_norms.items()}
         for log in logs:
-            log.log(self.step, {**scalars, **norms, "lr": rate, "samples_per_s": round(speed, 1), "wait": round(waiting, 4)})
+            log.log(
+                self.step, {**scalars, **norms, "lr": rate, "samples_per_s": round(speed, 1), "wait": round(waiting, 4)}
+            )
 
     def _go_on_from(self, step: int, extra: dict[str, Any]) -> None:
         self.step = step
@@ -285,7 +289,7 @@ class Engine:
         )
 
     @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
+    def _signals(self) -> Generator[None]:
         """Let SIGTERM and Ctrl-C end the run after the step at hand, with a checkpoint; a second Ctrl-C ends it now."""
 
         def note(number: int, frame: Any) -> None:

@@ -34,7 +34,7 @@ class Method(nn.Module, ABC):
         return (self,)
 
     def shard_units(self) -> Iterable[nn.Module]:
-        """Return the modules that FSDP gathers one at a time: the layers of every stack, where it has a list of them."""
+        """Return the modules that FSDP gathers one at a time: the layers of every stack."""
         for name, module in self.named_modules():
             if isinstance(module, nn.ModuleList) and name.rsplit(".", 1)[-1] == "layers":
                 yield from module

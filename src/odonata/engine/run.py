@@ -1,11 +1,11 @@
 """The run folder: all that is needed to repeat, resume, evaluate and use a run.
 
-    config.yaml        the resolved recipe
-    environment.json   versions, command, machine, git state, seed, fingerprint of the data
-    log.jsonl          figures by step
-    assets/            what belongs to the model: tokenizer, preprocessing
-    checkpoints/       step-00001000/ …, and index.json, which names the last and the best
-    report.html        what came out, for people
+config.yaml        the resolved recipe
+environment.json   versions, command, machine, git state, seed, fingerprint of the data
+log.jsonl          figures by step
+assets/            what belongs to the model: tokenizer, preprocessing
+checkpoints/       step-00001000/ …, and index.json, which names the last and the best
+report.html        what came out, for people
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import os
 import platform
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any
 
 import torch
 
-import odonata
 from odonata.engine.config_file import write_recipe
 from odonata.engine.recipe import Recipe
 from odonata.errors import RunError
@@ -52,7 +52,9 @@ class Run:
         if resume and not (folder / "config.yaml").is_file():
             raise RunError(f"{folder} is not a run folder: it has no config.yaml")
         if not resume and (folder / "config.yaml").exists():
-            raise RunError(f"{folder} already holds a run; resume it with `odonata resume {folder}` or choose another --out")
+            raise RunError(
+                f"{folder} already holds a run; resume it with `odonata resume {folder}` or choose another --out"
+            )
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._lock = _lock(folder)
@@ -75,7 +77,7 @@ class Run:
         # Last, because its presence says that the folder holds a run.
         partial = self.folder / "config.yaml.partial"
         write_recipe(recipe, partial)
-        os.replace(partial, self.folder / "config.yaml")
+        partial.replace(self.folder / "config.yaml")
 
     def check_fingerprint(self, fingerprint: str) -> None:
         """Refuse to resume on other data.
@@ -86,8 +88,8 @@ class Run:
         before = json.loads((self.folder / "environment.json").read_text())["data_fingerprint"]
         if before != fingerprint:
             raise RunError(
-                f"{self.folder}: the data changed since the run began (fingerprint {before[:12]}, now {fingerprint[:12]}); "
-                f"start a new run with `odonata train {self.folder}/config.yaml`"
+                f"{self.folder}: the data changed since the run began (fingerprint {before[:12]}, now "
+                f"{fingerprint[:12]}); start a new run with `odonata train {self.folder}/config.yaml`"
             )
 
     def close(self) -> None:
@@ -115,7 +117,7 @@ def write_atomically(path: Path, text: str) -> None:
     """Write a small file so that a reader sees the old content or the new, never a part."""
     partial = path.with_name(path.name + ".partial")
     partial.write_text(text)
-    os.replace(partial, path)
+    partial.replace(path)
 
 
 def _environment() -> dict[str, Any]:
@@ -123,7 +125,7 @@ def _environment() -> dict[str, Any]:
     import PIL
 
     return {
-        "odonata": odonata.__version__,
+        "odonata": version("odonata"),
         "torch": torch.__version__,
         "numpy": numpy.__version__,
         "pillow": PIL.__version__,
@@ -139,7 +141,9 @@ def _environment() -> dict[str, Any]:
 
 def _git_state() -> dict[str, Any] | None:
     def ask(*arguments: str) -> str:
-        return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+        return subprocess.run(
+            ["git", *arguments], capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
 
     try:
         return {"commit": ask("rev-parse", "HEAD"), "changed_files": ask("status", "--porcelain").splitlines()[:50]}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -41,7 +40,7 @@ class JSONLines:
             kept = [line for line in path.read_text().splitlines() if _step_of(line) <= upto]
             partial = path.with_suffix(".partial")
             partial.write_text("".join(line + "\n" for line in kept))
-            os.replace(partial, path)
+            partial.replace(path)
         self.file = path.open("a", buffering=1)
 
     def log(self, step: int, values: Mapping[str, float | str]) -> None:

@@ -1,10 +1,10 @@
 """Nouns of a caption, for CatLIP's targets: a small, readable stand-in for a tagger, and the place to put another.
 
-CatLIP (2404.15653, sec. 3.1) tags parts of speech, lemmatises the nouns and maps each to its first WordNet synset. Tagger
-and WordNet are large downloads; here a noun is what is left when function words, common adjectives, verbs and adverbs are
-taken away and plurals are undone. On plain descriptive captions that keeps the nouns and a few words too many; rare ones
-fall out because only words with a minimum count become targets. Whoever has a tagger gives its result as a vocabulary
-file, or any function from a caption to a list of nouns.
+CatLIP (2404.15653, sec. 3.1) tags parts of speech, lemmatises the nouns and maps each to its first WordNet synset.
+Tagger and WordNet are large downloads; here a noun is what is left when function words, common adjectives, verbs and
+adverbs are taken away and plurals are undone. On plain descriptive captions that keeps the nouns and a few words too
+many; rare ones fall out because only words with a minimum count become targets. Whoever has a tagger gives its result
+as a vocabulary file, or any function from a caption to a list of nouns.
 """
 
 from __future__ import annotations
@@ -22,30 +22,30 @@ NounFinder = Callable[[str], Sequence[str]]
 _WORD = re.compile(r"[a-z0-9]+(?:-[a-z]+)*")
 _FUNCTION = frozenset(
     """a an the this that these those my your his her its our their some any each every both all no not another other
-    and or but nor so yet if while as than then when where which who whose what how because
-    of in on at by to from with without within into onto over under above below behind beside besides between among near
-    next through across along around about against during before after off out up down inside outside toward towards
-    upon per via for left right top bottom
-    i you he she it we they me him them us one ones itself himself herself themselves there here
-    is are was were be been being am has have had having do does did doing done can could will would shall should may
-    might must let lets get gets got getting
-    very too also just only still even again ever never always often together away back forth apart aside
-    two three four five six seven eight nine ten several many few most more less much lot lots couple pair bunch various""".split()
+    and or but nor so yet if while as than then when where which who whose what how because of in on at by to
+    from with without within into onto over under above below behind beside besides between among near next
+    through across along around about against during before after off out up down inside outside toward towards
+    upon per via for left right top bottom i you he she it we they me him them us one ones itself himself
+    herself themselves there here is are was were be been being am has have had having do does did doing done
+    can could will would shall should may might must let lets get gets got getting very too also just only still
+    even again ever never always often together away back forth apart aside two three four five six seven eight
+    nine ten several many few most more less much lot lots couple pair bunch various""".split()
 )
 _ADJECTIVES = frozenset(
     """red green blue yellow purple cyan orange white black brown grey gray pink golden dark bright light colorful
-    colourful big small large little tiny huge tall short long wide narrow thin thick old young new fresh clean dirty wet
-    dry hot cold warm cool empty full open closed nice good great beautiful pretty cute happy sad busy quiet different
-    same similar first second last main front high low deep wooden plastic metal round square flat hard soft male female
-    asian american many own whole half double single ready available assorted""".split()
+    colourful big small large little tiny huge tall short long wide narrow thin thick old young new fresh clean
+    dirty wet dry hot cold warm cool empty full open closed nice good great beautiful pretty cute happy sad busy
+    quiet different same similar first second last main front high low deep wooden plastic metal round square
+    flat hard soft male female asian american many own whole half double single ready available assorted""".split()
 )
 _VERBS = frozenset(
-    """sit sits sat stand stands stood walk walks ride rides rode hold holds held look looks wear wears play plays eat eats
-    fly flies run runs ran lie lies lay lays hang hangs hung drive drives drove take takes took show shows shown make makes
-    made use uses used go goes went gone come comes came put puts see sees seen say says try tries prepare prepares cut
-    cuts carry carries pose poses jump jumps swing swings throw throws catch catches hit hits wait waits pull pulls push
-    pushes watch watches talk talks smile smiles work works sleep sleeps surround surrounds cover covers fill fills sleeps
-    give gives keep keeps set sets reach reaches lean leans rest rests perform performs move moves turn turns""".split()
+    """sit sits sat stand stands stood walk walks ride rides rode hold holds held look looks wear wears play plays eat
+    eats fly flies run runs ran lie lies lay lays hang hangs hung drive drives drove take takes took show shows
+    shown make makes made use uses used go goes went gone come comes came put puts see sees seen say says try
+    tries prepare prepares cut cuts carry carries pose poses jump jumps swing swings throw throws catch catches
+    hit hits wait waits pull pulls push pushes watch watches talk talks smile smiles work works sleep sleeps
+    surround surrounds cover covers fill fills sleeps give gives keep keeps set sets reach reaches lean leans
+    rest rests perform performs move moves turn turns""".split()
 )
 _KEPT_ING = frozenset(
     "building ceiling railing string ring king wing spring evening morning clothing swing painting".split()

@@ -43,4 +43,6 @@ def open_tokenizer(path: Path, context_length: int) -> Tokenizer:
         end, start, pad = (tokens[0] if tokens else None for tokens in present)
         assert end is not None
         return tokenizer_json(file, context_length=context_length, eos_token=end, pad_token=pad, bos_token=start)
-    raise DataError(f"{path}: a tokenizer is a .json, .model, .txt.gz of merges, vocab.txt, or a folder with one of them")
+    raise DataError(
+        f"{path}: a tokenizer is a .json, .model, .txt.gz of merges, vocab.txt, or a folder with one of them"
+    )

@@ -52,5 +52,7 @@ def pictures_in(places: Sequence[Path]) -> list[Path]:
         else:
             raise DataError(f"{place}: no such picture or folder")
     if not found:
-        raise DataError(f"no pictures in {', '.join(map(str, places)) or 'nothing'}; known are {' '.join(PICTURE_SUFFIXES)}")
+        raise DataError(
+            f"no pictures in {', '.join(map(str, places)) or 'nothing'}; known are {' '.join(PICTURE_SUFFIXES)}"
+        )
     return found

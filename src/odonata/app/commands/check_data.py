@@ -16,8 +16,8 @@ from odonata.app.commands.arguments import parse, print_json
 class CheckArguments:
     """Report what is wrong with a data set: `odonata check-data PATH`.
 
-    Unreadable pictures, duplicates, empty and repeated captions, histograms of sizes and lengths. Ends with status 1 where
-    something would stop a training.
+    Unreadable pictures, duplicates, empty and repeated captions, histograms of sizes and lengths. Ends with status 1
+    where something would stop a training.
     """
 
     path: Annotated[str, tyro.conf.Positional]

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 USAGE = """usage: odonata claim list | run NAME… | report [NAME…]
 
-The claims of papers as experiments that fit a laptop: hypothesis, variants tuned alike, paired seeds, and a verdict that
-can come out either way.
+The claims of papers as experiments that fit a laptop: hypothesis, variants tuned alike, paired seeds, and a verdict
+that can come out either way.
 
   list     every claim, with the verdict that was recorded
   run      try claims here: trials are kept, and a run that was stopped goes on where it was

@@ -34,7 +34,9 @@ def compare(arguments: Sequence[str]) -> None:
         raise RunError("compare takes two run folders or more")
     settings = [_flat(_read_config(run)) for run in options.runs]
     figures = [last_figures(run) for run in options.runs]
-    differing = {k: [s.get(k) for s in settings] for k in _keys(settings) if len({repr(s.get(k)) for s in settings}) > 1}
+    differing = {
+        k: [s.get(k) for s in settings] for k in _keys(settings) if len({repr(s.get(k)) for s in settings}) > 1
+    }
     measured = {k: [f.get(k) for f in figures] for k in _keys(figures)}
     if options.json:
         print_json({"runs": [str(run) for run in options.runs], "settings": differing, "figures": measured})

@@ -105,7 +105,9 @@ def run_evaluation(options: EvaluateArguments) -> dict[str, Any]:
         )
         figures |= measures.retrieval_figures(model, source, options.most, options.batch_size)
     if options.zeroshot:
-        figures |= measures.zeroshot_figures(model, options.zeroshot, options.templates, options.most, options.batch_size)
+        figures |= measures.zeroshot_figures(
+            model, options.zeroshot, options.templates, options.most, options.batch_size
+        )
     if options.probe:
         figures |= measures.probe_figures(model, options.probe, options.most, options.batch_size)
     if options.knn:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from odonata.errors import DataError
 
 @dataclass(frozen=True)
 class FilterArguments:
-    """Keep the pairs whose picture and caption agree best: `odonata filter runs/dfn pairs.jsonl --keep 0.2 -o kept.jsonl`.
+    """Keep the best pairs: `odonata filter runs/dfn pairs.jsonl --keep 0.2 -o kept.jsonl`.
 
     The score is the cosine that a two-tower model gives a pair; of a DFN run, its filtering network is asked.
     """
@@ -71,10 +70,14 @@ def filter_pairs(arguments: Sequence[str]) -> None:
     kept = best_share(scores, options.keep)
 
     def line(sample: ImageText, score: float) -> str:
-        name = str(sample.image.path.resolve()) if sample.image.path and sample.image.offset is None else sample.image.name
-        return json.dumps({"image": name, "captions": list(sample.captions), "score": round(score, 6)}, ensure_ascii=False)
+        name = (
+            str(sample.image.path.resolve()) if sample.image.path and sample.image.offset is None else sample.image.name
+        )
+        return json.dumps(
+            {"image": name, "captions": list(sample.captions), "score": round(score, 6)}, ensure_ascii=False
+        )
 
-    _write(options.out, [line(source[i], scores[i]) for i in kept.tolist()])
+    _write(options.out, [line(source[i], float(scores[i])) for i in kept.tolist()])
     if options.scores:
         _write(options.scores, [line(sample, score) for sample, score in zip(source, scores.tolist(), strict=True)])
     print(f"kept {len(kept)} of {len(source)} pairs, cosine ≥ {scores[kept].min():.3f} → {options.out}")
@@ -84,4 +87,4 @@ def _write(path: Path, lines: Sequence[str]) -> None:
     partial = path.with_name(path.name + ".partial")
     partial.parent.mkdir(parents=True, exist_ok=True)
     partial.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-    os.replace(partial, path)
+    partial.replace(path)

@@ -51,7 +51,10 @@ def embed(arguments: Sequence[str]) -> None:
     found = Vectors.collect(track(parts, "embedding", total, console=Console(stderr=True)), str(options.model))
     found.save(options.out)
     skipped = len(pictures) - len(found.names)
-    print(f"{len(found.names)} vectors of {found.vectors.shape[1]} → {options.out}" + (f"; {skipped} skipped" * bool(skipped)))
+    print(
+        f"{len(found.names)} vectors of {found.vectors.shape[1]} → {options.out}"
+        + (f"; {skipped} skipped" * bool(skipped))
+    )
 
 
 @dataclass(frozen=True)

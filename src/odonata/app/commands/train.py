@@ -37,12 +37,15 @@ def train(arguments: Sequence[str]) -> int:
 def usage() -> str:
     """Return the help of `odonata train` itself, which needs no torch."""
     names = "\n".join(f"  {entry.name:<9} {entry.card.summary}" for entry in methods())
-    return (
-        "usage: odonata train NAME|RECIPE.yaml [--field value …]\n\nTrains a method on your data, or on an embedded set; "
-        f"NAME is one of\n{names}\n\n`odonata train NAME --help` lists every option. A run folder's config.yaml is a "
-        "recipe.\n  --data.path    your pictures with captions, or folder of classes\n  --devices N    "
-        "processes on this machine (GPUs, or CPU ranks)\n  --out FOLDER   the run folder (runs/NAME-N)"
-    )
+    return f"""usage: odonata train NAME|RECIPE.yaml [--field value …]
+
+Trains a method on your data, or on an embedded set. NAME is one of
+{names}
+
+`odonata train NAME --help` lists every option. The config.yaml of a run folder is a recipe.
+  --data.path    your pictures with captions, or folder of classes
+  --devices N    processes on this machine (GPUs, or CPU ranks)
+  --out FOLDER   the run folder (runs/NAME-N)"""
 
 
 def parse_recipe(name: str, options: Sequence[str]) -> Recipe:
@@ -85,5 +88,3 @@ def resume(arguments: Sequence[str]) -> int:
         return distributed.launch(["resume", *arguments], recipe.devices)
     train_recipe(recipe, resume_from=options.run)
     return 0
-
-
