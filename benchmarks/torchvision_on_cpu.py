@@ -75,8 +75,8 @@ def compile_library(name: str, names: list[str], versioned: bool) -> None:
     lines = [".text"]
     for symbol in names:
         if "allocator" in symbol.lower() and not symbol.endswith("v"):  # a pointer to an allocator, not a function
-            lines += [".bss", f".globl {symbol}", f".type {symbol},@object", f".size {symbol},64", f"{symbol}: .zero 64"]
-            lines += [".text"]
+            lines += [".bss", f".globl {symbol}", f".type {symbol},@object", f".size {symbol},64"]
+            lines += [f"{symbol}: .zero 64", ".text"]
         else:
             lines += [f".globl {symbol}", f".type {symbol},@function", f"{symbol}: xor %eax,%eax", "ret"]
     lines += ['.section .note.GNU-stack,"",@progbits', ""]

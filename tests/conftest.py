@@ -7,11 +7,26 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
+from jaxtyping import install_import_hook
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Odonata must work where torchvision is absent or broken, and transformers (an oracle) must not try to import it.
 sys.modules["torchvision"] = None  # type: ignore[assignment]
 sys.path.insert(0, str(Path(__file__).parent))
+
+# The shapes in annotations are true: they are checked in every call that the tests make of these modules.
+install_import_hook(
+    [
+        "odonata.backbones",
+        "odonata.nn.attention",
+        "odonata.nn.transformer",
+        "odonata.nn.pooling",
+        "odonata.nn.patches",
+        "odonata.align.dual_encoder",
+        "odonata.align.text_tower",
+    ],
+    "beartype.beartype",
+)
 
 RECORD = Path(__file__).resolve().parents[1] / "src/odonata/app/recorded/marks.json"
 

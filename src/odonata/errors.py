@@ -1,4 +1,4 @@
-"""The errors that a user can cause and mend. The command line prints them without a traceback and ends with status 2."""
+"""The errors that a user can cause and mend. The command line prints them without a traceback; its status is then 2."""
 
 
 class OdonataError(ValueError):

@@ -3,29 +3,15 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import CLIPConfig, CLIPModel, Siglip2Config, Siglip2Model, SiglipConfig, SiglipModel
+from transformers import CLIPConfig, CLIPModel
 
+from align.towers import randomise, relative, siglip_peer
 from odonata.align.pretrained import load_dual_encoder, save_dual_encoder
 from odonata.weights import hf_clip, hf_siglip
 
 VISION = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4}
 TEXT = VISION | {"vocab_size": 70, "max_position_embeddings": 14, "bos_token_id": 67, "pad_token_id": 1}
 IMAGE = {"image_size": 32, "patch_size": 8}
-
-
-def relative(ours, theirs):
-    return ((ours - theirs).norm() / theirs.norm()).item()
-
-
-def randomise(model):
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            parameter.copy_(parameter + 0.1 * noise if parameter.ndim < 2 else noise / parameter.shape[-1] ** 0.5)
-            if name in ("logit_scale", "logit_bias"):
-                parameter.fill_({"logit_scale": 2.0, "logit_bias": -1.5}[name])
-    return model.eval()
 
 
 def clip_texts(end=68):
@@ -76,14 +62,6 @@ def test_clip(tmp_path, activation, end):
     theirs = peer(input_ids=tokens, pixel_values=images, return_loss=True)
     image, text = ours.encode_image(images), ours.encode_text(tokens)
     compare(peer, theirs, ours, image, text, softmax_loss, hf_clip.key_map(published.config))
-
-
-def siglip_peer(naflex=False):
-    if naflex:
-        vision = VISION | {"num_patches": 16, "patch_size": 8}
-        return randomise(Siglip2Model(Siglip2Config(vision_config=vision, text_config=TEXT | {"eos_token_id": 1})))
-    vision, text = VISION | IMAGE, TEXT | {"eos_token_id": 1}
-    return randomise(SiglipModel(SiglipConfig(vision_config=vision, text_config=text)))
 
 
 def test_siglip(tmp_path):

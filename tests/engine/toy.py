@@ -141,19 +141,25 @@ def digest(module: nn.Module) -> str:
     return h.hexdigest()
 
 
+def digest_of_parameters(module: nn.Module) -> str:
+    """Without buffers: BatchNorm's change in a forward pass, whether or not an update follows."""
+    return hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in module.parameters())).hexdigest()
+
+
 def main() -> None:
     a = argparse.ArgumentParser()
     a.add_argument("folder", type=Path)
     a.add_argument("--name", default="toy")
     a.add_argument("--steps", type=int, default=30)
     a.add_argument("--die-at", type=int, default=-1)
+    a.add_argument("--poison-at", type=int, default=-1)
     a.add_argument("--parallel", default="ddp")
     a.add_argument("--ema", type=float, default=0.0)
     a.add_argument("--resume", action="store_true")
     a = a.parse_args()
     world = join_world("cpu")
     r = recipe(a.name, steps=a.steps, parallel=a.parallel, ema=a.ema)
-    t = task(r, Stream(die_at=a.die_at))
+    t = task(r, Stream(die_at=a.die_at, poison_at=a.poison_at))
     try:
         train(r, t, a.folder, world, resume=a.resume)
     except OdonataError as error:

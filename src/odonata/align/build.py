@@ -15,7 +15,7 @@ from odonata.align.batch import ImageTextBatch, content_groups
 from odonata.align.build_catlip import build_catlip
 from odonata.align.catlip import CatLIPConfig
 from odonata.align.clip import CLIP
-from odonata.align.dfn import DFN, DFNConfig
+from odonata.align.dfn import DFNConfig
 from odonata.align.dfn_filter import choose_pairs, read_kept, write_choice
 from odonata.align.dual_encoder import DualEncoder, DualEncoderConfig
 from odonata.align.dual_encoder_variants import VARIANTS
@@ -24,6 +24,7 @@ from odonata.align.flip import FLIP
 from odonata.align.inputs import image_inputs
 from odonata.align.lit import LiT, LiTConfig
 from odonata.align.lit_tower import PretrainedTower, locked_image_tower, put_in, with_tower
+from odonata.align.naflex import native_augmentation
 from odonata.align.predictor import TwoTowerPredictor, load
 from odonata.align.siglip import SigLIP
 from odonata.align.two_tower import TwoTowerConfig
@@ -55,7 +56,7 @@ METHODS: dict[str, Callable[[Any, DualEncoder], Method]] = {
     "siglip": SigLIP,
     "lit": LiT,
     "flip": FLIP,
-    "dfn": DFN,
+    "dfn": CLIP,
 }
 """The two-tower methods: made of their options and a pair of towers."""
 
@@ -86,7 +87,9 @@ def build(recipe: Recipe, assets: Path | None = None) -> Task:
     if config.lora_rank:
         model.requires_grad_(False)
         add_lora(model, config.lora_rank, config.lora_alpha)
-        model.logit_scale.requires_grad_(True)
+        for scalar in (model.logit_scale, model.logit_bias):
+            if scalar is not None:
+                scalar.requires_grad_(True)
     method = METHODS[recipe.name](config, model)
 
     def save_assets(folder: Path) -> None:
@@ -217,7 +220,9 @@ def stream(source: ImageTextSource, data: ImageTextData, assets: Assets, seed: i
     size = assets.preprocess.height_width
     dataset = ImageTextDataset(
         source,
-        augmentation(size, data.augment, data.crop_scale, assets.preprocess.interpolation),
+        native_augmentation(data)
+        if assets.max_patches
+        else augmentation(size, data.augment, data.crop_scale, assets.preprocess.interpolation),
         seed,
         captions=data.captions,
         on_error=data.on_error,

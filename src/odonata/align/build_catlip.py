@@ -31,6 +31,7 @@ from odonata.engine.task import Task
 from odonata.errors import RecipeError, WeightsError
 from odonata.metrics.multilabel import mean_average_precision
 from odonata.text.nouns import noun_vocabulary, read_vocabulary
+from odonata.weights import hf_vit
 from odonata.weights.read import read_state
 
 
@@ -135,9 +136,9 @@ def start_from(method: CatLIP, path: Path) -> str:
     from odonata.engine.checkpoint import weights_file
 
     file = weights_file(path) if (path / "config.yaml").is_file() else path
-    state = {
-        k.removeprefix("model.").removeprefix("visual."): v for k, v in read_state(file).state.items() if "visual." in k
-    }
+    raw = read_state(file)
+    found = hf_vit.read(raw)[1] if hf_vit.recognises(raw) else raw.state
+    state = {k.removeprefix("model.").removeprefix("visual."): v for k, v in found.items() if "visual." in k}
     own = {k: v for k, v in method.visual.state_dict().items() if not k.startswith("head.")}
     wrong = [k for k, v in own.items() if k not in state or state[k].shape != v.shape]
     if wrong:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float, UInt8
-from safetensors.torch import load_file
 from torch import Tensor
 
 from odonata.align.build_catlip import NounAssets
@@ -15,6 +14,7 @@ from odonata.align.catlip import CatLIP, CatLIPConfig
 from odonata.align.predictor import Picture, Prediction, as_tensor, name_of, parts_of, several
 from odonata.engine.checkpoint import weights_file
 from odonata.errors import DataError, WeightsError
+from odonata.weights.read import read_state
 
 
 class CatLIPPredictor:
@@ -81,7 +81,8 @@ class CatLIPPredictor:
         """
         nouns = self.assets.nouns
         labels = labels or nouns.names
-        indices = [nouns.indices(label) for label in labels]
+        by_name = {name: index for index, name in enumerate(nouns.names)}
+        indices = [[by_name[label]] if label in by_name else nouns.indices(label) for label in labels]
         for label, found in zip(labels, indices, strict=True):
             if not found:
                 few = ", ".join(nouns.names[:6])
@@ -98,6 +99,16 @@ class CatLIPPredictor:
             for number, (picture, row) in enumerate(zip(pictures, chosen, strict=True))
         ]
 
+    def convert(self, folder: Path, layout: str = "odonata") -> list[Path]:
+        """Write the model in Odonata's layout or as transformers' ViT (`hf`) and return the files.
+
+        Raises:
+            WeightsError: the layout is unknown or cannot say what this model is, or the folder holds something already.
+        """
+        from odonata.align.convert_catlip import convert
+
+        return convert(self, folder, layout)
+
 
 def load_catlip(folder: Path, device: torch.device, which: str = "best") -> CatLIPPredictor:
     """Return the predictor of a CatLIP run.
@@ -110,7 +121,7 @@ def load_catlip(folder: Path, device: torch.device, which: str = "best") -> CatL
     method = CatLIP(CatLIPConfig(), assets.tower, len(assets.nouns.names))
     file = weights_file(folder, which)
     try:
-        method.load_state_dict(load_file(file))
+        method.load_state_dict(read_state(file).state)
     except RuntimeError as error:
         raise WeightsError(f"{file}: the weights do not fit: {str(error).splitlines()[1].strip()}") from error
     return CatLIPPredictor(method, assets, f"catlip ({folder.name})", device)

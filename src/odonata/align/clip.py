@@ -16,7 +16,7 @@ Differences from the original, all on purpose:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from jaxtyping import Float
 from torch import Tensor
@@ -24,7 +24,7 @@ from torch import Tensor
 from odonata.align.batch import ImageTextBatch
 from odonata.align.dual_encoder import DualEncoder
 from odonata.align.losses import softmax_loss
-from odonata.align.two_tower import TwoTowerConfig, clamp_logit_scale, contrastive_step, encode, groups_of
+from odonata.align.two_tower import TwoTowerConfig, alike, clamp_logit_scale, contrastive_step, encode
 from odonata.engine.method import Method
 
 if TYPE_CHECKING:
@@ -41,10 +41,10 @@ def clip_objective(
     image: Float[Tensor, "batch dim"],
     text: Float[Tensor, "batch dim"],
     batch: ImageTextBatch,
-    duplicates: str,
+    duplicates: Literal["positive", "ignore", "negative"],
 ) -> dict[str, Tensor]:
     """Return the loss of figure 3 over the global batch, which FLIP and DFN share, and the scale."""
-    loss = softmax_loss(image, text, model.logit_scale, groups=groups_of(batch, duplicates))
+    loss = softmax_loss(image, text, model.logit_scale, **alike(batch, duplicates))
     return {"loss": loss, "logit_scale": model.logit_scale.detach().exp()}
 
 

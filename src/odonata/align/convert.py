@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tempfile
+from collections.abc import Generator
 from pathlib import Path
 
 import torch
@@ -105,18 +107,29 @@ def save_folder(predictor: TwoTowerPredictor, folder: Path) -> list[Path]:
     Raises:
         WeightsError: the folder holds something already.
     """
+    with new_folder(folder) as staged:
+        state = {k: v.detach().cpu().contiguous() for k, v in predictor.model.state_dict().items()}
+        save_file(state, staged / "model.safetensors")
+        predictor.assets.save(staged)
+    return sorted(folder.iterdir())
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path) -> Generator[Path]:
+    """Give an empty folder to write into, which becomes `folder` when all is written, and vanishes if it is not.
+
+    Raises:
+        WeightsError: the folder holds something already.
+    """
     _refuse_full(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as made:
         staged = Path(made) / "new"
         staged.mkdir()
-        state = {k: v.detach().cpu().contiguous() for k, v in predictor.model.state_dict().items()}
-        save_file(state, staged / "model.safetensors")
-        predictor.assets.save(staged)
+        yield staged
         if folder.is_dir():
             folder.rmdir()
         staged.replace(folder)
-    return sorted(folder.iterdir())
 
 
 def convert(predictor: TwoTowerPredictor, folder: Path, layout: str) -> list[Path]:
@@ -143,13 +156,31 @@ def convert(predictor: TwoTowerPredictor, folder: Path, layout: str) -> list[Pat
 
 
 def _for_transformers(tokenizer: Tokenizer, folder: Path) -> None:
-    """Let `AutoTokenizer` read what was saved: it needs to be told to add start and end, and which ids they are."""
+    """Let `AutoTokenizer` read what was saved: it must be told to clean, to add start and end, and which ids they are.
+
+    Its cleaning is white space, case and punctuation; what `ftfy` mends for CLIP has no counterpart there.
+    """
+    from tokenizers import Regex, normalizers
     from tokenizers import Tokenizer as Backend
     from tokenizers.processors import TemplateProcessing
 
     file = folder / "tokenizer.json"
     backend = Backend.from_file(str(file))
-    names = {key: backend.id_to_token(i) for key, i in (("eos", tokenizer.eos_id), ("pad", tokenizer.pad_id))}
+    collapse: list[normalizers.Normalizer] = [normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
+    bare = [normalizers.Replace("_", " "), normalizers.Replace(Regex(r"[!-/:-@\[-`{-~]"), "")]
+    cleaning: dict[str, list[normalizers.Normalizer]] = {
+        "clip": [*collapse, normalizers.Lowercase()],
+        "lower": [*collapse, normalizers.Lowercase()],
+        "whitespace": collapse,
+        "siglip": [*bare, normalizers.Lowercase(), *collapse],
+        "siglip2": [normalizers.Lowercase()],
+    }
+    steps = cleaning.get(tokenizer.rules.cleaning, []) + ([backend.normalizer] if backend.normalizer else [])
+    if steps:
+        backend.normalizer = normalizers.Sequence(steps)
+    # OpenAI pads with 0, which is an exclamation mark; made a special token, it would change texts that have one.
+    pad_id = tokenizer.eos_id if tokenizer.rules.cleaning == "clip" else tokenizer.pad_id
+    names = {key: backend.id_to_token(i) for key, i in (("eos", tokenizer.eos_id), ("pad", pad_id))}
     special = [(names["eos"], tokenizer.eos_id)]
     if tokenizer.bos_id is not None:
         names["bos"] = backend.id_to_token(tokenizer.bos_id)

@@ -5,6 +5,8 @@ and caption; the best-scored part is kept and trains the model ("induced" by tha
 choice and larger unfiltered pools: ViT-H trained on DFN-5B reaches 84.4 % zero-shot ImageNet (2309.17425, abstract),
 and a better classifier is not by itself a better filter (fig. 3).
 
+What is trained is CLIP itself (`odonata.align.clip.CLIP`): what makes it DFN happens before, in the choice of data.
+
 Reference: Fang et al., Data Filtering Networks, arXiv:2309.17425. The objective of both networks is CLIP's. The paper
 keeps about the best 15–20 % of its pool; `--keep` is that share.
 """
@@ -13,22 +15,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from odonata.align.batch import ImageTextBatch
-from odonata.align.clip import clip_objective
-from odonata.align.dual_encoder import DualEncoder
-from odonata.align.two_tower import TwoTowerConfig, clamp_logit_scale, contrastive_step, encode
+from odonata.align.two_tower import TwoTowerConfig
 from odonata.data.sample import ImageRef, ImageText
-from odonata.engine.method import Method
 from odonata.errors import DataError, RecipeError
-
-if TYPE_CHECKING:
-    from odonata.engine.fit import Engine
 
 
 @dataclass(frozen=True)
@@ -52,6 +47,8 @@ class DFNConfig(TwoTowerConfig):
         """
         super().check()
         check_share(self.keep)
+        if not self.filter_by and self.filter_steps < 1:
+            raise RecipeError(f"--filter-steps is {self.filter_steps}; it must be at least 1")
 
 
 def check_share(keep: float) -> None:
@@ -113,32 +110,3 @@ def best_share(scores: Float[np.ndarray, " pairs"], keep: float) -> Int[np.ndarr
     if count == 0:
         raise DataError(f"--keep {keep} of {len(scores)} pairs is none")
     return np.sort(np.argsort(-scores, kind="stable")[:count])
-
-
-class DFN(Method):
-    """CLIP on filtered pairs: what makes it DFN happened before training, in the choice of data.
-
-    Args:
-        config: the method's options.
-        model: the towers.
-    """
-
-    def __init__(self, config: DFNConfig, model: DualEncoder) -> None:
-        super().__init__()
-        self.config, self.model = config, model
-
-    def objective(self, image: Tensor, text: Tensor, batch: ImageTextBatch) -> dict[str, Tensor]:
-        """Return CLIP's loss and the scale."""
-        return clip_objective(self.model, image, text, batch, self.config.duplicates)
-
-    def loss(self, batch: ImageTextBatch) -> dict[str, Tensor]:
-        """Return the loss of a batch and the logit scale."""
-        return self.objective(*encode(self.model, batch), batch)
-
-    def step(self, batch: ImageTextBatch, engine: Engine) -> dict[str, Tensor]:
-        """Do one update."""
-        return contrastive_step(self, self.model, self.objective, batch, engine, self.config.micro_batch)
-
-    def after_update(self) -> None:
-        """Clip the temperature."""
-        clamp_logit_scale(self.model)

@@ -13,6 +13,7 @@ from odonata.align.assets import Assets
 from odonata.align.clip import CLIP, CLIPConfig
 from odonata.align.dfn import DFNConfig, best_share, score_pairs
 from odonata.align.predictor import TwoTowerPredictor, load
+from odonata.align.ring import alone
 from odonata.data.sample import ImageTextSource
 from odonata.engine.config_file import read_recipe_name
 from odonata.engine.distributed import World
@@ -85,7 +86,8 @@ def _train_filter(recipe: Recipe, build: Callable[[Recipe, Path | None], Task]) 
         parallel="ddp",
     )
     task = build(clean, None)
-    train(clean, task, None, World(0, 1, torch.device("cpu")))
+    with alone():
+        train(clean, task, None, World(0, 1, torch.device("cpu")))
     assert isinstance(task.method, CLIP) and isinstance(task.assets, Assets)
     return TwoTowerPredictor(task.method.model, task.assets, "the filtering network", torch.device("cpu"))
 

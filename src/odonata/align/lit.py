@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from odonata.align.batch import ImageTextBatch
 from odonata.align.dual_encoder import DualEncoder
 from odonata.align.losses import sigmoid_loss, softmax_loss
-from odonata.align.two_tower import TwoTowerConfig, clamp_logit_scale, contrastive_step, groups_of
+from odonata.align.two_tower import TwoTowerConfig, alike, clamp_logit_scale, contrastive_step
 from odonata.engine.method import Method
+from odonata.errors import RecipeError
 
 if TYPE_CHECKING:
     from odonata.engine.fit import Engine
@@ -40,6 +41,22 @@ class LiTConfig(TwoTowerConfig):
     and colours, trained first."""
     tower_steps: int = 300
     """Steps of that classifier."""
+
+    def check(self) -> None:
+        """Refuse values that contradict each other.
+
+        Raises:
+            RecipeError: names the option.
+        """
+        super().check()
+        if self.tower_steps < 1:
+            raise RecipeError(f"--tower-steps is {self.tower_steps}; it must be at least 1")
+        if self.tower and self.init:
+            raise RecipeError("--tower does not go together with --init: the weights bring their own image tower")
+        if self.tower and self.lock != "image":
+            raise RecipeError(f"--tower names the image tower to lock, and --lock is {self.lock}")
+        if self.lock == "text" and not self.init:
+            raise RecipeError("--lock text keeps a pretrained text tower: name its weights with --init")
 
 
 class LiT(Method):
@@ -76,11 +93,11 @@ class LiT(Method):
     def objective(self, image: Tensor, text: Tensor, batch: ImageTextBatch) -> dict[str, Tensor]:
         """Return CLIP's loss, or SigLIP's where the towers have a bias, and the scale."""
         scale, bias = self.model.logit_scale, self.model.logit_bias
-        groups = groups_of(batch, self.config.duplicates)
+        pairs = alike(batch, self.config.duplicates)
         if bias is None:
-            loss = softmax_loss(image, text, scale, groups=groups)
+            loss = softmax_loss(image, text, scale, **pairs)
         else:
-            loss = sigmoid_loss(image, text, scale, bias, groups=groups)
+            loss = sigmoid_loss(image, text, scale, bias, **pairs)
         return {"loss": loss, "logit_scale": scale.detach().exp()}
 
     def loss(self, batch: ImageTextBatch) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from odonata.align.catlip_predictor import CatLIPPredictor
 from odonata.align.dual_encoder import DualEncoder, DualEncoderConfig
 from odonata.align.lit import LiTConfig
 from odonata.align.predictor import load
@@ -50,7 +51,7 @@ def locked_image_tower(
         method = read_recipe_name(path / "config.yaml")[0] if (path / "config.yaml").is_file() else None
         found = load(path, method, torch.device("cpu"))
         assets_preprocess: Preprocess = found.assets.preprocess
-        tower = found.model.visual
+        tower = found.method.visual if isinstance(found, CatLIPPredictor) else found.model.visual
         if not isinstance(tower, (ViT, ModifiedResNet)):
             raise RecipeError(f"--tower {config.tower} holds no image tower")
         notes.append(f"tower: the image tower of {found.name}")
@@ -110,5 +111,6 @@ def with_tower(architecture: DualEncoderConfig, tower: PretrainedTower) -> DualE
 
 
 def put_in(model: DualEncoder, tower: PretrainedTower) -> None:
-    """Copy the tower's weights."""
-    model.visual.load_state_dict(tower.module.state_dict())
+    """Copy the tower's weights, without a classifier that it may have (CatLIP's)."""
+    state = {name: value for name, value in tower.module.state_dict().items() if not name.startswith("head.")}
+    model.visual.load_state_dict(state)

@@ -12,7 +12,6 @@ from typing import Any, cast
 import torch
 from jaxtyping import Float, UInt8
 from PIL import Image
-from safetensors.torch import load_file
 from torch import Tensor
 
 from odonata.align.assets import Assets
@@ -23,6 +22,7 @@ from odonata.engine.checkpoint import weights_file
 from odonata.errors import DataError, WeightsError
 from odonata.metrics.zeroshot import class_embeddings
 from odonata.nn.lora import add_lora, merge_lora
+from odonata.weights.read import read_json, read_state
 
 Picture = str | Path | Image.Image | ImageRef | UInt8[Tensor, "3 height width"]
 
@@ -170,7 +170,15 @@ def load(path: Path, method: str | None, device: torch.device, **options: Any) -
     if method is not None:
         return _load_run(path, method, device, options.get("which", "best"))
     if (path / "model.json").is_file():
+        if "nouns" in read_json(path / "model.json"):
+            from odonata.align.convert_catlip import load_folder
+
+            return load_folder(path, device)
         return _load_folder(path, device)
+    if (path / "config.json").is_file() and read_json(path / "config.json").get("model_type") == "vit":
+        from odonata.align.convert_catlip import load_vit
+
+        return load_vit(path, device)
     from odonata.align.convert import load_published
 
     return load_published(path, device, **options)
@@ -179,7 +187,7 @@ def load(path: Path, method: str | None, device: torch.device, **options: Any) -
 def _load_run(folder: Path, method: str, device: torch.device, which: str) -> TwoTowerPredictor:
     assets = Assets.load(folder / "assets")
     file = weights_file(folder, which)
-    state = {k.removeprefix("model."): v for k, v in load_file(file).items() if k.startswith("model.")}
+    state = {k.removeprefix("model."): v for k, v in read_state(file).state.items() if k.startswith("model.")}
     return TwoTowerPredictor(towers(assets, state, file), _merged(assets), f"{method} ({folder.name})", device)
 
 
@@ -187,7 +195,7 @@ def _load_folder(folder: Path, device: torch.device) -> TwoTowerPredictor:
     assets, file = Assets.load(folder), folder / "model.safetensors"
     if not file.is_file():
         raise WeightsError(f"{folder}: model.json is there, but {file.name} is missing")
-    return TwoTowerPredictor(towers(assets, load_file(file), file), _merged(assets), folder.name, device)
+    return TwoTowerPredictor(towers(assets, read_state(file).state, file), _merged(assets), folder.name, device)
 
 
 def _merged(assets: Assets) -> Assets:

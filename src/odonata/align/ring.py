@@ -6,7 +6,9 @@ instance the gradient of its embeddings): every rank adds its share as the block
 owner holds the sum. All this happens inside one autograd function, so nothing is retained for the backward pass.
 """
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Generator, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Literal
 
@@ -84,6 +86,19 @@ class Ring:
         return received, dist.batch_isend_irecv(operations) if operations else []
 
 
+_ALONE: ContextVar[bool] = ContextVar("alone", default=False)
+
+
+@contextlib.contextmanager
+def alone() -> Generator[None]:
+    """Let every ring that is formed meanwhile hold this process only: each rank then trains a whole model by itself."""
+    token = _ALONE.set(True)
+    try:
+        yield
+    finally:
+        _ALONE.reset(token)
+
+
 def form_ring(items: int, device: torch.device, process_group: dist.ProcessGroup | Literal["local"] | None) -> Ring:
     """Find who shares the global batch and how many items each holds.
 
@@ -96,7 +111,7 @@ def form_ring(items: int, device: torch.device, process_group: dist.ProcessGroup
     Returns:
         the ring.
     """
-    if process_group == "local" or not (dist.is_available() and dist.is_initialized()):
+    if process_group == "local" or _ALONE.get() or not (dist.is_available() and dist.is_initialized()):
         return Ring(0, (items,), None)
     group = process_group if process_group is not None else dist.group.WORLD
     world_size = dist.get_world_size(group)

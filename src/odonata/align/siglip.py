@@ -27,7 +27,7 @@ from torch import Tensor
 from odonata.align.batch import ImageTextBatch
 from odonata.align.dual_encoder import DualEncoder
 from odonata.align.losses import sigmoid_loss
-from odonata.align.two_tower import TwoTowerConfig, clamp_logit_scale, contrastive_step, encode, groups_of
+from odonata.align.two_tower import TwoTowerConfig, alike, clamp_logit_scale, contrastive_step, encode
 from odonata.engine.method import Method
 from odonata.errors import RecipeError
 
@@ -76,7 +76,7 @@ class SigLIP(Method):
         """Return the loss of algorithm 1 over the global batch, the scale and the bias."""
         scale, bias = self.model.logit_scale, self.model.logit_bias
         assert bias is not None
-        loss = sigmoid_loss(image, text, scale, bias, groups=groups_of(batch, self.config.duplicates))
+        loss = sigmoid_loss(image, text, scale, bias, **alike(batch, self.config.duplicates))
         return {"loss": loss, "logit_scale": scale.detach().exp(), "logit_bias": bias.detach()}
 
     def loss(self, batch: ImageTextBatch) -> dict[str, Tensor]:

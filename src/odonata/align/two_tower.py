@@ -6,13 +6,13 @@ import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypedDict
 
 import torch
-import torch.distributed as dist
 import tyro
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from odonata.align.batch import ImageTextBatch
 from odonata.align.dual_encoder import DualEncoder, DualEncoderConfig
@@ -66,6 +66,8 @@ class TwoTowerConfig:
         for name in ("image_size", "context_length", "micro_batch", "lora_rank", "max_patches"):
             if getattr(self, name) < 0:
                 raise RecipeError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must not be negative")
+        if self.lora_rank and not self.init:
+            raise RecipeError("--lora-rank adapts pretrained weights: name them with --init")
 
 
 def encode(model: DualEncoder, batch: ImageTextBatch) -> tuple[Float[Tensor, "batch dim"], Float[Tensor, "batch dim"]]:
@@ -73,12 +75,16 @@ def encode(model: DualEncoder, batch: ImageTextBatch) -> tuple[Float[Tensor, "ba
     return model.encode_image(batch.images, mask=batch.mask, grids=batch.grids), model.encode_text(batch.tokens)
 
 
-def groups_of(batch: ImageTextBatch, duplicates: str) -> Tensor | None:
-    """Return the groups for the loss, or None where every other row is a negative.
+class Alike(TypedDict, total=False):
+    """What the losses are told of rows with equal content."""
 
-    Row numbers of a rank's slice would clash between ranks, so groups are asked for only on content that says so.
-    """
-    return None if duplicates == "negative" else batch.groups
+    groups: Tensor
+    duplicates: Literal["positive", "ignore"]
+
+
+def alike(batch: ImageTextBatch, duplicates: Literal["positive", "ignore", "negative"]) -> Alike:
+    """Return the losses' arguments on rows of equal content; none where every other row is a negative."""
+    return {} if duplicates == "negative" else {"groups": batch.groups, "duplicates": duplicates}
 
 
 Objective = Callable[[Tensor, Tensor, ImageTextBatch], dict[str, Tensor]]
@@ -115,10 +121,10 @@ def contrastive_step(
             return model.encode_text(part.tokens)
 
     replicated = engine.wrapped(method)
-    quiet = replicated.no_sync() if dist.is_initialized() else contextlib.nullcontext()  # pyright: ignore[reportCallIssue]
-    with quiet:  # pyright: ignore[reportGeneralTypeIssues]
+    with replicated.no_sync() if isinstance(replicated, DistributedDataParallel) else contextlib.nullcontext():
         grad_cache_step((encode_images, encode_texts), (parts, parts), loss, backward=engine.backward)
-    engine.average_gradients()
+    if engine.world.size > 1:
+        engine.average_gradients()
     engine.update()
     return logs
 

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 
 from odonata.app.catalog import ROOMS, default_recipe, find, resolve, room_index
+from odonata.engine.checkpoint import latest_step
 from odonata.engine.config_file import from_plain, read_recipe_name, to_plain
 from odonata.engine.distributed import from_leader, join_world, leave_world
 from odonata.engine.fit import train as train_task
 from odonata.engine.recipe import Recipe
-from odonata.engine.run import next_run_folder
+from odonata.engine.run import check_writable, next_run_folder
 from odonata.errors import RecipeError, RunError, WeightsError
 
 
@@ -78,17 +79,20 @@ def train_recipe(chosen: Recipe, resume_from: Path | None = None) -> Path:
             raise RunError(
                 f"{folder} already holds a run; resume it with `odonata resume {folder}` or choose another --out"
             )
+        check_writable(folder)
         torch.manual_seed(chosen.seed)
         build = resolve(room_index(find(chosen.name).room).BUILD)
-        task = build(chosen, folder / "assets" if resume_from else None)
+        # Without a checkpoint the run starts over, from whatever it started from: --init, a tower, a filter.
+        begun = resume_from is not None and latest_step(folder / "checkpoints") is not None
+        task = build(chosen, folder / "assets" if begun else None)
         if world.leads:
             from rich.console import Console
 
             console = Console(stderr=True)
             for note in task.notes:
-                console.print(note, highlight=False)
+                console.print(note, highlight=False, markup=False, soft_wrap=True)
             plan = f"{chosen.name}: {chosen.steps} steps of {task.batch_size}, on {world.size} × {world.device}"
-            console.print(f"{plan} → {folder}", highlight=False)
+            console.print(f"{plan} → {folder}", highlight=False, markup=False, soft_wrap=True)
         train_task(chosen, task, folder, world, resume=resume_from is not None)
         if world.leads:
             print(f"report: {report_run(folder)}")

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
 
+from odonata import claims
 from odonata.card import MARKS, Card
 from odonata.errors import RecipeError
 
@@ -28,8 +29,13 @@ class Entry:
     name: str
     room: str
     card: Card
-    marks: dict[str, bool]
-    """Mark → whether the recorded results of the tests (and for `claim`, of the claims) show it."""
+    evidence: dict[str, list[str]]
+    """Mark → the tests that showed it when last recorded; for `claim`, the recorded claims with their verdicts."""
+
+    @property
+    def marks(self) -> dict[str, bool]:
+        """Mark → whether anything recorded shows it."""
+        return {mark: bool(self.evidence.get(mark)) for mark in MARKS}
 
 
 def room_index(room: str) -> ModuleType:
@@ -49,19 +55,18 @@ def methods(room: str | None = None) -> list[Entry]:
     Raises:
         RecipeError: no such room.
     """
-    recorded = recorded_marks()
+    tests, verdicts = _recorded_tests(), claims.recorded()
     entries: list[Entry] = []
     for name in [room] if room else ROOMS:
         cards = cast(dict[str, Card], room_index(name).METHODS)
         for method, card in cards.items():
-            shown = recorded.get(method, {})
-            marks = {mark: bool(shown.get(mark)) for mark in MARKS}
-            entries.append(Entry(method, name, card, marks))
+            decided = [f"{claim}: {verdicts[claim]['verdict']}" for claim in card.claims if claim in verdicts]
+            entries.append(Entry(method, name, card, {**tests.get(method, {}), "claim": decided}))
     return entries
 
 
-def recorded_marks() -> dict[str, dict[str, list[str]]]:
-    """Return method → mark → the tests, or claims, that showed it when they were last recorded."""
+def _recorded_tests() -> dict[str, dict[str, list[str]]]:
+    """Return method → mark → the tests that showed it, as `make record` wrote them."""
     path = importlib.resources.files("odonata.app") / "recorded" / "marks.json"
     return json.loads(path.read_text()) if path.is_file() else {}
 

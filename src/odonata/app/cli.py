@@ -53,11 +53,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(getattr(importlib.import_module(module), function)(rest) or 0)
     except OdonataError as error:
         return _fail(str(error))
+    except RuntimeError as error:
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "closed by peer" not in str(error):
+            raise
+        return 1  # another rank has failed, and says why
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
     except BrokenPipeError:  # the reader of our output, such as `head`, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:  # a folder that is a file, a disk that is full: the system's own words say it best
+        return _fail(f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error))
 
 
 def usage() -> str:
@@ -77,6 +83,11 @@ def usage() -> str:
 
 
 def _fail(message: str, status: int = 2) -> int:
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        from odonata.engine.distributed import report_failure
+
+        if report_failure(message):
+            return status
     if int(os.environ.get("RANK", "0")) == 0:
         print(f"odonata: {message}", file=sys.stderr)
     return status

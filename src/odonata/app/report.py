@@ -111,7 +111,7 @@ def _sentence(rows: Sequence[Mapping[str, Any]], environment: Mapping[str, Any])
 def _last_evaluation(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     figures: dict[str, float] = {}
     for row in rows:
-        if "lr" not in row:  # lines of training carry the rate; lines of evaluation do not
+        if "lr" not in row and "warning" not in row:  # lines of training carry the rate; lines of evaluation do not
             figures = {k: v for k, v in row.items() if isinstance(v, (int, float))}
     return figures
 

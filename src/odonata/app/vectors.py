@@ -119,7 +119,7 @@ def embed_files(
             return str(file), None
 
     parts = [files[i : i + batch_size] for i in range(0, len(files), batch_size)]
-    with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(max_workers=min(4, _cores())) as pool:
         waiting = [pool.submit(read, file) for file in parts[0]] if parts else []
         for number in range(len(parts)):
             following = [pool.submit(read, file) for file in parts[number + 1]] if number + 1 < len(parts) else []
@@ -130,6 +130,13 @@ def embed_files(
                 raise
             good = [(name, tensor) for name, tensor in done if tensor is not None]
             if good:
+                # The context ends before the caller goes on, whose own arithmetic it would change.
                 with torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bf16"):
-                    yield [name for name, _ in good], model.embed_prepared([tensor for _, tensor in good])
+                    vectors = model.embed_prepared([tensor for _, tensor in good])
+                yield [name for name, _ in good], vectors
             waiting = following
+
+
+def _cores() -> int:
+    """Return how many cores this process may use: fewer than the machine has, in many containers and job queues."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

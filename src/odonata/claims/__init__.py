@@ -57,7 +57,7 @@ CLAIMS = {
     ),
     "dfn-filter": ClaimCard(
         "align",
-        "A filter trained on few clean pairs picks a better training set from a noisy pool than chance.",
+        "What a filter trained on clean pairs keeps of a noisy pool trains better than chance, and than all of it.",
         "odonata.claims.align_dfn:CLAIM",
     ),
     "chunked-losses": ClaimCard(

@@ -1,9 +1,9 @@
 """What a claim is: a hypothesis stated before the run, the trials that test it, and the comparisons that decide.
 
-A claim has conditions (batch sizes, numbers of pairs) and variants (the method and what it is compared with). A *cell* is
-a variant under a condition, written ``variant@condition``. Each cell is tuned over as many settings as any other, on a
-validation split with seeds of its own; the best setting is then run on the test split with the claim's seeds. Seeds are
-paired: one seed means the same data, the same order and the same initialisation for every variant.
+A claim has conditions (batch sizes, numbers of pairs) and variants (the method, and what it is compared with). A *cell*
+is a variant under a condition, written ``variant@condition``. Each cell is tuned over as many settings as any other,
+on a validation split with seeds of its own; the best setting is then run on the test split with the claim's seeds.
+Seeds are paired: one seed means the same data, the same order and the same initialisation for every variant.
 """
 
 from __future__ import annotations

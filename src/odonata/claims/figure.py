@@ -1,4 +1,4 @@
-"""A claim's figure as SVG: a point for each seed, the mean and its interval for each cell. Readable on light and dark."""
+"""A claim's figure as SVG: a point for each seed, mean and interval for each cell; readable on light and dark."""
 
 from __future__ import annotations
 
@@ -85,6 +85,8 @@ def _panel(plot: dict[str, Any], claim: dict[str, Any], results: Results, top: i
         for number, variant in enumerate(claim["variants"]):
             x = centre + (number - (len(claim["variants"]) - 1) / 2) * step
             parts += _cell(x, step, cells[condition, variant], intervals.get((condition, variant)), number, y_of)
+    if not claim["axis"]:
+        return parts
     y = top + _PANEL - 10
     middle = (_LEFT + _WIDTH - _RIGHT) / 2
     parts.append(
@@ -119,10 +121,10 @@ def _cell(
 ) -> list[str]:
     colour = f"v{number % 5}"
     spread = min(7.0, step / 5)
-    parts = [
-        f'<circle class="{colour}" opacity="0.55" cx="{x - spread + 2 * spread * (n % 2):.1f}" cy="{y_of(value):.1f}" r="2.6"/>'
-        for n, value in enumerate(values)
-    ]
+    parts: list[str] = []
+    for n, value in enumerate(values):
+        place = f'cx="{x + spread * (2 * (n % 2) - 1):.1f}" cy="{y_of(value):.1f}"'
+        parts.append(f'<circle class="{colour}" opacity="0.55" {place} r="2.6"/>')
     if interval is not None:
         low, high, mean = y_of(interval.low), y_of(interval.high), y_of(interval.mean)
         parts.append(
@@ -142,26 +144,30 @@ def _axis(
     if log:
         first, last = math.log10(low), math.log10(high)
         room = max(0.05, (last - first) * 0.08)
-        first, last = first - room, last + room
-        decades = range(math.floor(first), math.ceil(last) + 1)
-        ticks = [
-            digit * 10.0**decade
-            for decade in decades
-            for digit in (1, 2, 5)
-            if first <= math.log10(digit * 10.0**decade) <= last
-        ]
     else:
+        first, last = low, high
         room = max((high - low) * 0.08, abs(high) * 1e-3, 1e-12)
-        first, last = low - room, high + room
-        step = _nice((last - first) / 5)
-        ticks = [round(n * step, 12) for n in range(math.ceil(first / step), math.floor(last / step) + 1)]
+    first, last = first - room, last + room
 
     def y_of(value: float) -> float:
         place = math.log10(max(value, 1e-300)) if log else value
         share = (place - first) / (last - first)
         return bottom - min(max(share, 0.0), 1.0) * (bottom - top)
 
-    return ticks, y_of
+    return _log_ticks(first, last) if log else _even_ticks(first, last), y_of
+
+
+def _log_ticks(first: float, last: float) -> list[float]:
+    """Return 1, 2 and 5 times the powers of ten between two logarithms; even ticks where those are too few."""
+    decades = range(math.floor(first), math.ceil(last) + 1)
+    ticks = [digit * 10.0**decade for decade in decades for digit in (1, 2, 5)]
+    shown = [tick for tick in ticks if first <= math.log10(tick) <= last]
+    return shown if len(shown) > 2 else _even_ticks(10**first, 10**last)
+
+
+def _even_ticks(first: float, last: float) -> list[float]:
+    step = _nice((last - first) / 8)
+    return [round(n * step, 12) for n in range(math.ceil(first / step), math.floor(last / step) + 1)]
 
 
 def _nice(step: float) -> float:

@@ -3,8 +3,8 @@
 Notable:
 - A finished trial is a line of `trials.jsonl` in the work folder: a claim that was interrupted goes on where it was.
   Lines made by other source code, or under another budget, are not taken.
-- Every process computes on one thread. Times that matter are CPU seconds (`time.process_time`), so that other work on the
-  machine changes them little.
+- Every process computes on one thread. Times that matter are CPU seconds (`time.process_time`), so that other work on
+  the machine changes them little.
 - A trial that fails stops the claim, and the error names it.
 """
 
@@ -23,6 +23,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import IO
 
 from odonata.claims.claim import Claim, Figures, Setting, Split, Trial
 from odonata.claims.record import Record, describe_machine
@@ -183,8 +184,16 @@ class _Runner:
 
     def _write(self, done: Finished) -> None:
         row = {"key": done.trial.key, "code": self.code, **done.to_dict()}
-        with self.log.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        with self.log.open("a+b") as file:
+            if file.tell() and not self._ends_with_newline(file):
+                file.write(b"\n")
+            file.write(json.dumps(row).encode() + b"\n")
+
+    @staticmethod
+    def _ends_with_newline(file: IO[bytes]) -> bool:
+        """Whether the last line is whole: a kill may have cut it, and what follows must not be lost with it."""
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) == b"\n"
 
 
 def best_setting(finished: Iterable[Finished], tune_by: str) -> Setting:
@@ -208,7 +217,7 @@ def execute(run: Callable[[Trial], Figures], trial: Trial) -> Finished:
 
 
 def fingerprint(claim: Claim) -> str:
-    """Return a digest of the source that makes a trial's figures: the claim's module and those of its room beside it."""
+    """Return a digest of the source behind a trial's figures: the claim's module, and those that its room shares."""
     module = sys.modules[claim.trial.__module__]
     path = Path(module.__file__ or "")
     shared = sorted(path.parent.glob(f"{claim.room}_toy*.py"))

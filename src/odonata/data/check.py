@@ -77,7 +77,7 @@ class DataReport:
 
     def render(self) -> RenderableType:
         """The report as tables for a terminal."""
-        table = Table(title=f"{self.origin} ({self.kind})", show_header=False, title_justify="left")
+        table = Table(show_header=False)
         table.add_row("pictures", f"{self.num_images:,}")
         table.add_row("captions", f"{self.num_captions:,}")
         table.add_row("splits", ", ".join(f"{name} {count:,}" for name, count in self.splits.items()) or "none")
@@ -88,7 +88,7 @@ class DataReport:
             table.add_row("pairs of nearly equal pictures", f"{len(self.near_duplicates):,}")
         table.add_row("repeated captions", f"{self.repeated_captions:.1%}")
         table.add_row(f"captions over {LONG_CAPTION_WORDS} words", f"{self.long_captions:,}")
-        parts: list[RenderableType] = [table]
+        parts: list[RenderableType] = [Text(f"{self.origin} ({self.kind})", style="italic"), table]
         parts += [Text(f"warning: {warning}", style="yellow") for warning in self.warnings]
         parts += _listing("unreadable", [f"{where}: {what}" for where, what in self.unreadable])
         parts += _listing("left out", [f"{where}: {what}" for where, what in self.problems])

@@ -60,7 +60,7 @@ class ImageTextData:
     augment: Augment = "crop"
     """none: resize only; flip; crop: random crop; strong: crop, flip, colour and RandAugment. Flips and colour changes
     make captions such as "left of" or "red" untrue."""
-    crop_scale: tuple[float, float] = (0.5, 1.0)
+    crop_scale: tuple[float, float] = (0.9, 1.0)
     """Least and most share of the picture's area that a random crop keeps."""
     captions: Literal["random", "first"] = "random"
     """Which of a picture's captions a step uses."""
@@ -154,7 +154,7 @@ def group_of(name: str) -> int:
 def augmentation(
     size: int | tuple[int, int],
     augment: Augment = "crop",
-    crop_scale: tuple[float, float] = (0.5, 1.0),
+    crop_scale: tuple[float, float] = (0.9, 1.0),
     interpolation: Interpolation = "bicubic",
     *,
     final: Callable[[Item], Item] | None = None,
@@ -208,12 +208,20 @@ def train_and_heldout(config: ImageTextData) -> tuple[ImageTextSource, ImageText
         on_error=config.on_error,
         class_template=config.template,
     )
+    _refuse_sameness(source)
     held = next((name for name in ("val", "test") if name != config.split and source.has_split(name)), None)
     if config.split is not None:
         return source.split(config.split), source.split(held) if held else None
     if held and source.has_split("train"):
         return source.split("train"), source.split(held)
     return hold_back(source)
+
+
+def _refuse_sameness(source: ImageTextSource) -> None:
+    first = source[0].captions[0]
+    if len(source) > 1 and all(caption == first for sample in source for caption in sample.captions):
+        classes = "there is one class only" if source.classes else "every caption is the same"
+        raise DataError(f"{source.origin}: {classes} ({first!r}): nothing can be told apart; add pictures of others")
 
 
 def hold_back(source: ImageTextSource, share: float = HELD_BACK) -> tuple[ImageTextSource, ImageTextSource | None]:

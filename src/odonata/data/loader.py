@@ -8,6 +8,7 @@ on the number of ranks: each takes its slice of the global batch.
 """
 
 import ctypes
+import logging
 import multiprocessing
 import os
 import platform
@@ -274,13 +275,34 @@ class _Failure:
     message: str
 
 
+_gathered: list[logging.LogRecord] = []
+"""In a worker: the warnings since its last batch. They travel with the next one, because a worker's own logging reaches
+no handler of the main process's where processes are spawned."""
+
+
+class _Gather(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        record.msg, record.args = record.getMessage(), None  # plain text can be pickled
+        _gathered.append(record)
+
+
+@dataclass(frozen=True)
+class _Noted:
+    batch: Any
+    records: list[logging.LogRecord]
+
+
 @dataclass(frozen=True)
 class _Collate:
     collate: Callable[[list[Any]], Any]
 
     def __call__(self, items: list[Any]) -> Any:
         failure = next((item for item in items if isinstance(item, _Failure)), None)
-        return failure if failure is not None else self.collate(items)
+        batch = failure if failure is not None else self.collate(items)
+        if not _gathered:
+            return batch
+        records, _gathered[:] = list(_gathered), []
+        return _Noted(batch, records)
 
 
 @dataclass(frozen=True)
@@ -291,6 +313,8 @@ class _PrepareWorker:
 
     def __call__(self, _: int) -> None:
         torch.set_num_threads(1)
+        logger = logging.getLogger("odonata")
+        logger.handlers, logger.propagate = [_Gather()], False
         if platform.system() != "Linux":
             return  # torch's watchdog looks for the parent every five seconds
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -353,6 +377,10 @@ class Batches(Generic[Batch]):
 def _unwrap(iterator: Iterator[Any]) -> Iterator[Any]:
     try:
         for batch in iterator:
+            if isinstance(batch, _Noted):
+                for record in batch.records:
+                    logging.getLogger(record.name).handle(record)
+                batch = batch.batch
             if isinstance(batch, _Failure):
                 raise DataError(batch.message)
             yield batch

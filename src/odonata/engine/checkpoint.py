@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed.checkpoint as dcp
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
@@ -78,9 +79,9 @@ class Checkpoints:
             barrier()
             self._write(partial, step, method, optimizers, ema, extra)
             _sync_to_disk(partial)
-        except (OSError, RuntimeError) as error:
-            # torch reports a failed write of a zip archive as a RuntimeError
-            failure = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        except (OSError, RuntimeError, SafetensorError) as error:
+            # torch reports a failed write of a zip archive as a RuntimeError, safetensors as one of its own
+            failure = _reason(error)
             if self.world.size > 1:
                 raise  # other ranks wait at the next barrier: torchrun ends them all
         if failure:
@@ -163,8 +164,8 @@ class Checkpoints:
         try:
             training = torch.load(folder / "training.pt", map_location=self.world.device, weights_only=True)
             self._load_state(folder, training, method, optimizers, ema)
-        except (OSError, RuntimeError, KeyError, ValueError) as error:
-            raise RunError(f"{folder}: cannot resume from this checkpoint: {str(error).splitlines()[0]}") from error
+        except Exception as error:  # damaged files fail in any way
+            raise RunError(f"{folder}: cannot resume from this checkpoint: {_reason(error)}") from error
         extra: dict[str, Any] = training["extra"]
         ranks = len(list(folder.glob("rank-*.pt")))
         extra["world_changed"] = ranks != self.world.size
@@ -235,6 +236,11 @@ def load_weights(method: nn.Module, file: Path) -> None:
     """Fill `method` with the weights of a run, whether it is sharded or not."""
     state: dict[str, Any] = dict(load_file(file))
     set_model_state_dict(method, state, options=StateDictOptions(full_state_dict=True))
+
+
+def _reason(error: BaseException) -> str:
+    lines = str(getattr(error, "strerror", None) or error).splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 def _separate(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -58,6 +58,9 @@ def from_plain(plain: dict[str, Any], default: Any, where: str) -> Any:
 
 
 def _value(value: Any, hint: Any, current: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(current) and isinstance(value, dict) and _KIND not in value:
+        # Written by hand: fields of what stands there by default.
+        return from_plain(typing.cast(dict[str, Any], value), current, where)
     if isinstance(value, dict) and _KIND in value:
         candidates: list[Any] = [type(current)] if dataclasses.is_dataclass(current) else []
         candidates += [c for c in _members(hint) if dataclasses.is_dataclass(c)]
@@ -67,6 +70,8 @@ def _value(value: Any, hint: Any, current: Any, where: str) -> Any:
                 return from_plain(typing.cast(dict[str, Any], value), base, where)
         names = ", ".join(c.__name__ for c in candidates)
         raise RecipeError(f"{where}: {value[_KIND]!r} is none of {names}")
+    if dataclasses.is_dataclass(current) and not (value is None and types.NoneType in _members(hint)):
+        raise RecipeError(f"{where} is {value!r}, which is not a mapping with the fields of {type(current).__name__}")
     return _plain_value(value, hint, where)
 
 
@@ -82,11 +87,13 @@ def _plain_value(value: Any, hint: Any, where: str) -> Any:
         if origin is typing.Literal and value in typing.get_args(member):
             return value
         if (origin or member) is tuple and isinstance(value, list):
-            return tuple(tuple(v) if isinstance(v, list) else v for v in typing.cast(list[Any], value))
+            return _tuple(typing.cast(list[Any], value), typing.get_args(member), where)
         if (origin or member) in (dict, list) and isinstance(value, origin or member):
             return value
         if member is float and isinstance(value, (int, float)) and not isinstance(value, bool):
             return float(value)
+        if member is float and isinstance(value, str) and (number := _exponent(value)) is not None:
+            return number
         if member is bool or member is str or member is types.NoneType:
             if isinstance(value, member):
                 return value
@@ -96,10 +103,31 @@ def _plain_value(value: Any, hint: Any, where: str) -> Any:
     raise RecipeError(f"{where} is {value!r}, which is not {wanted}")
 
 
+def _tuple(items: list[Any], kinds: tuple[Any, ...], where: str) -> tuple[Any, ...]:
+    """Check a list against `tuple[float, float]` or `tuple[float, ...]`."""
+    if not kinds:
+        return tuple(tuple(item) if isinstance(item, list) else item for item in items)
+    if kinds[-1] is Ellipsis:
+        kinds = (kinds[0],) * len(items)
+    if len(items) != len(kinds):
+        raise RecipeError(f"{where} has {len(items)} entries: {items!r}; it takes {len(kinds)}")
+    return tuple(
+        _plain_value(item, kind, f"{where}[{i}]") for i, (item, kind) in enumerate(zip(items, kinds, strict=True))
+    )
+
+
+def _exponent(text: str) -> float | None:
+    """YAML 1.1 reads `1e-4` as text, for want of a point."""
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
 def write_recipe(recipe: Recipe, path: Path) -> None:
     """Write the resolved recipe. The run folder is left out: a saved recipe makes a new run."""
     plain = to_plain(dataclasses.replace(recipe, out=""))
-    path.write_text(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
+    path.write_text(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
 def read_recipe_name(path: Path) -> tuple[str, dict[str, Any]]:
@@ -111,8 +139,10 @@ def read_recipe_name(path: Path) -> tuple[str, dict[str, Any]]:
     if not path.is_file():
         raise RecipeError(f"{path}: no such recipe file")
     try:
-        plain = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+        plain = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot read the recipe: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: not YAML: {error}") from error
     if not isinstance(plain, dict) or "name" not in plain:
         raise RecipeError(f"{path}: a recipe is a mapping with the method's name under 'name'")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import os
-import subprocess
-import sys
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -14,7 +16,9 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from odonata.errors import RecipeError
+from odonata.errors import RecipeError, RunError
+
+_LAUNCHED = "ODONATA_LAUNCHED"  # in the environment of ranks that `launch` started
 
 
 @dataclass(frozen=True)
@@ -74,14 +78,45 @@ def check_devices(devices: int, device: str) -> None:
 
 
 def launch(arguments: Sequence[str], devices: int) -> int:
-    """Run `odonata ARGUMENTS` on `devices` local ranks under torchrun and return its exit status.
+    """Run `odonata ARGUMENTS` on `devices` local ranks under torchrun and return the exit status.
 
-    The environment variable keeps a restarted group from meeting stale keys in the shared store (pytorch #135712).
+    Raises:
+        RunError: a rank failed; says what the first of them did.
     """
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={devices}"]
-    environment = {**os.environ, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // devices)))
-    return subprocess.call([*command, "-m", "odonata.app.cli", *arguments], env=environment)
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import parse_args, run
+
+    # Else a restarted group meets stale keys in the shared store (pytorch #135712).
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // devices)))
+    os.environ[_LAUNCHED] = "1"
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # its tables say less than our message
+    options = ["--standalone", f"--nproc-per-node={devices}", "-m", "odonata.app.cli", *arguments]
+    try:
+        run(parse_args(options))
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        told = failure.error_file_data.get("message")  # what `report_failure` wrote, if it came to that
+        message = told["message"] if isinstance(told, dict) else f"process {rank} ended with status {failure.exitcode}"
+        raise RunError(message) from error
+    except SignalException as error:
+        raise RunError(
+            f"stopped by {error.sigval.name}: every process saved what it had; go on with odonata resume"
+        ) from error
+    finally:
+        del os.environ[_LAUNCHED]
+    return 0
+
+
+def report_failure(message: str) -> bool:
+    """Tell the process that `launch`ed this one why it ends; return whether there is one: it then tells the person."""
+    file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if not file or _LAUNCHED not in os.environ:
+        return False
+    content = {"message": {"message": message, "extraInfo": {"timestamp": str(int(time.time()))}}}
+    Path(file).write_text(json.dumps(content), encoding="utf-8")
+    return True
 
 
 def is_launched() -> bool:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import signal
+import sys
 import time
-from collections.abc import Generator, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +87,8 @@ class Engine:
         if self.world.size > 1:
             bad = agree_on_largest([bad], self.world.device)[0]
         if bad:
-            raise RunError(self._not_finite(f"the loss is {value}"))
+            what = f"the loss is {value}" if not math.isfinite(value) else "the loss is not finite on another process"
+            raise RunError(self._not_finite(what))
         self.scaler.scale(loss).backward()
 
     def update(self, name: str = "main") -> None:
@@ -101,24 +105,35 @@ class Engine:
         if self.sharded:
             average_gradients(self._scalars)
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norm = self._clip(parameters)
+        total = _total_norm([p.grad for p in parameters if p.grad is not None])
+        norm = float(total.full_tensor() if isinstance(total, DTensor) else total)
         self.gradient_norms[name] = norm
+        # Before clipping, which spreads what is not finite from one gradient to all.
         if not math.isfinite(norm) and not self.scaler.is_enabled():
             raise RunError(self._not_finite(f"the gradient of {_first_bad(optimizer)} is not finite"))
+        self._clip(parameters, total, norm)
         self.scaler.step(optimizer)
         self.scaler.update()
-        optimizer.zero_grad(set_to_none=True)
+        for parameter in parameters:  # as optimizer.zero_grad() does, without its hooks for the profiler
+            parameter.grad = None
 
     def minimise(self, network: nn.Module, batch: Any, name: str = "main") -> dict[str, Tensor]:
         """Do one update of `network(batch)["loss"]`, in the recipe's number of micro-batches; return its scalars."""
-        parts = tensors.split(batch, self.recipe.accumulate) if self.recipe.accumulate > 1 else [batch]
-        wrapped, logs = self.wrapped(network), {}
+        wrapped = self.wrapped(network)
+        if self.recipe.accumulate == 1:
+            with self.autocast():
+                out: dict[str, Tensor] = wrapped(batch)
+            self.backward(out["loss"])
+            self.update(name)
+            return {key: value.detach() for key, value in out.items()}
+        parts, logs = tensors.split(batch, self.recipe.accumulate), dict[str, Tensor]()
+        count = tensors.rows(batch)
         for index, part in enumerate(parts):
             with self._no_sync(wrapped) if index < len(parts) - 1 else contextlib.nullcontext():
                 with self.autocast():
-                    out: dict[str, Tensor] = wrapped(part)
-                share = 1 / len(parts)
-                self.backward(out["loss"] * share if share < 1 else out["loss"])
+                    out = wrapped(part)
+                share = tensors.rows(part) / count  # the last part may be smaller
+                self.backward(out["loss"] * share)
                 for key, value in out.items():
                     logs[key] = logs.get(key, 0) + value.detach() * share
         self.update(name)
@@ -145,7 +160,7 @@ class Engine:
         bar = ProgressBar(recipe.name, recipe.steps, self.step, shown=self.run is not None and self.world.leads)
         figures: dict[str, float] = {}
         try:
-            with self._signals():
+            with self._signals(), self._warnings_into(logs):
                 figures = self._loop(batches, logs, bar)
         finally:
             bar.close(self.step)
@@ -246,24 +261,24 @@ class Engine:
             ids = [self.world.device.index] if self.world.device.type == "cuda" else None
             for network in networks:
                 # Buffers stay each rank's own: they are saved per rank, and nothing is sent before each forward.
-                wrapped = DistributedDataParallel(network, device_ids=ids, broadcast_buffers=False)
+                with warnings.catch_warnings():  # its successor would copy rank 0's buffers at a resume
+                    warnings.simplefilter("ignore", FutureWarning)
+                    wrapped = DistributedDataParallel(network, device_ids=ids, broadcast_buffers=False)
                 self._wrapped[id(network)] = wrapped
 
     def _no_sync(self, network: nn.Module) -> contextlib.AbstractContextManager[Any]:
         return network.no_sync() if isinstance(network, DistributedDataParallel) else contextlib.nullcontext()
 
-    def _clip(self, parameters: list[nn.Parameter]) -> float:
+    def _clip(self, parameters: list[nn.Parameter], total: Tensor, norm: float) -> None:
         clip = self.recipe.clip
-        if not parameters:
-            return 0.0
-        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         if clip.policy == "norm":
-            nn.utils.clip_grads_with_norm_(parameters, clip.limit, norm)
+            # Well below the limit torch would multiply by 1: a pass over all gradients for nothing.
+            if not norm < 0.99 * clip.limit - 1e-6:
+                nn.utils.clip_grads_with_norm_(parameters, clip.limit, total)
         elif clip.policy == "value":
             nn.utils.clip_grad_value_(parameters, clip.limit)
         elif clip.policy == "adaptive":
             _clip_adaptively(parameters, clip.limit)
-        return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
     def _log(self, logs: Sequence[Tracker], scalars: dict[str, float], speed: float, waiting: float) -> None:
         rate = self.recipe.schedule.factor(self.step - 1, self.recipe.steps) * self.recipe.optim.lr
@@ -289,6 +304,16 @@ class Engine:
         )
 
     @contextlib.contextmanager
+    def _warnings_into(self, logs: Sequence[Tracker]) -> Generator[None]:
+        """Write warnings, such as of a picture that was skipped, into the run's log as well."""
+        handler, logger = _ToTrackers(lambda: self.step, logs), logging.getLogger("odonata")
+        logger.addHandler(handler)
+        try:
+            yield
+        finally:
+            logger.removeHandler(handler)
+
+    @contextlib.contextmanager
     def _signals(self) -> Generator[None]:
         """Let SIGTERM and Ctrl-C end the run after the step at hand, with a checkpoint; a second Ctrl-C ends it now."""
 
@@ -306,6 +331,24 @@ class Engine:
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
+
+
+class _ToTrackers(logging.Handler):
+    def __init__(self, step: Callable[[], int], logs: Sequence[Tracker]) -> None:
+        super().__init__(logging.WARNING)
+        self.step, self.logs = step, logs
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(record.getMessage(), file=sys.stderr)
+        for log in self.logs:
+            log.log(self.step(), {"warning": record.getMessage()})
+
+
+def _total_norm(gradients: list[Tensor]) -> Tensor:
+    if not gradients or isinstance(gradients[0], DTensor) or gradients[0].device.type != "cpu":
+        return nn.utils.get_total_norm(gradients)
+    # What that does on a CPU too, bit by bit, but for sorting by device and type: it costs 25 µs a step.
+    return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients]))
 
 
 def _clip_adaptively(parameters: list[nn.Parameter], limit: float) -> None:
@@ -338,19 +381,24 @@ def train(recipe: Recipe, task: Task, folder: Path | None, world: World, *, resu
         RunError: see `Engine.fit` and `Run`.
     """
     run: Run | None = None
+    engine: Engine | None = None
     if folder is not None:
-        if world.leads:
-            run = Run(folder, resume=resume)
+        run = Run(folder, resume=resume) if world.leads else Run.joined(folder)
+    try:
+        if run and world.leads:
             if resume:
                 run.check_fingerprint(task.fingerprint)
             else:
                 if task.save_assets:
-                    task.save_assets(folder / "assets")
+                    task.save_assets(run.folder / "assets")
                 run.describe(recipe, task.fingerprint)
         barrier()
-        run = run or Run.joined(folder)
-    try:
-        return Engine(recipe, task, run, world).fit()
+        engine = Engine(recipe, task, run, world)
+        return engine.fit()
+    except BaseException:
+        if run and world.leads and not resume and (engine is None or engine.step == 0):
+            run.discard()  # nothing was learned: what stands there would only be in the way of the next attempt
+        raise
     finally:
         if run:
             run.close()

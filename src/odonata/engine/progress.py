@@ -64,12 +64,16 @@ class ProgressBar:
             self.bar.refresh()
         elif self.shown:
             left = (self.drawn - self.began) / max(1, step - self.start) * (self.steps - step)
-            self.console.print(f"{self.title}  {step}/{self.steps}  {text}  {left:.0f} s left", highlight=False)
+            self.console.print(
+                f"{self.title}  {step}/{self.steps}  {text}  {left:.0f} s left", highlight=False, soft_wrap=True
+            )
 
     def say(self, message: str) -> None:
         """Print a line above the bar."""
         if self.shown:
-            (self.bar.console if self.bar else self.console).print(message, highlight=False)
+            (self.bar.console if self.bar else self.console).print(
+                message, highlight=False, markup=False, soft_wrap=True
+            )
 
     def close(self, step: int) -> None:
         """Draw the last state and leave the terminal as it was."""

@@ -10,10 +10,12 @@ report.html        what came out, for people
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from importlib.metadata import version
@@ -25,6 +27,24 @@ import torch
 from odonata.engine.config_file import write_recipe
 from odonata.engine.recipe import Recipe
 from odonata.errors import RunError
+
+_CONTENTS = (
+    "config.yaml", "config.yaml.partial", "environment.json", "environment.json.partial", "log.jsonl", "assets",
+    "checkpoints", "tensorboard", ".lock",
+)  # fmt: skip
+
+
+def check_writable(folder: Path) -> None:
+    """Refuse a run folder that cannot be made, before hours go into what would be written there.
+
+    Raises:
+        RunError: names the folder that is in the way.
+    """
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not there.is_dir():
+        raise RunError(f"{folder}: cannot write a run folder here: {there} is a file")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise RunError(f"{folder}: cannot write a run folder here: no permission to write in {there}")
 
 
 def next_run_folder(name: str, root: Path = Path("runs")) -> Path:
@@ -49,6 +69,7 @@ class Run:
     def __init__(self, folder: Path, *, resume: bool = False) -> None:
         self.folder = folder
         self._lock: IO[str] | None = None
+        self._made = not folder.exists()
         if resume and not (folder / "config.yaml").is_file():
             raise RunError(f"{folder} is not a run folder: it has no config.yaml")
         if not resume and (folder / "config.yaml").exists():
@@ -67,7 +88,7 @@ class Run:
     def joined(cls, folder: Path) -> Run:
         """Return a folder that the leading rank has opened, without a lock of one's own."""
         run = cls.__new__(cls)
-        run.folder, run._lock = folder, None
+        run.folder, run._lock, run._made = folder, None, False
         return run
 
     def describe(self, recipe: Recipe, fingerprint: str) -> None:
@@ -91,6 +112,18 @@ class Run:
                 f"{self.folder}: the data changed since the run began (fingerprint {before[:12]}, now "
                 f"{fingerprint[:12]}); start a new run with `odonata train {self.folder}/config.yaml`"
             )
+
+    def discard(self) -> None:
+        """Remove what a run that never made a step has written; what else lies in the folder stays."""
+        for name in _CONTENTS:
+            path = self.folder / name
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+        if self._made:
+            with contextlib.suppress(OSError):  # not empty: someone put something there meanwhile
+                self.folder.rmdir()
 
     def close(self) -> None:
         """Release the folder."""

@@ -15,9 +15,10 @@ def move(batch: Any, device: torch.device) -> Any:
     if isinstance(batch, Tensor):
         return batch if batch.device == device else batch.to(device, non_blocking=True)
     if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
-        return dataclasses.replace(
-            batch, **{f.name: move(getattr(batch, f.name), device) for f in dataclasses.fields(batch)}
-        )
+        fields = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
+        moved = {name: move(value, device) for name, value in fields.items()}
+        stays = all(moved[name] is value for name, value in fields.items())
+        return batch if stays else dataclasses.replace(batch, **moved)
     if isinstance(batch, (list, tuple)):
         return type(batch)(move(item, device) for item in batch)  # pyright: ignore[reportCallIssue]
     if isinstance(batch, dict):

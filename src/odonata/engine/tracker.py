@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
+import logging
+import os
+import platform
+import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from odonata.errors import RunError
+
+logger = logging.getLogger(__name__)
 
 
 class Tracker(Protocol):
@@ -56,7 +63,8 @@ class JSONLines:
 
     def close(self) -> None:
         """Close the file."""
-        self.file.close()
+        with contextlib.suppress(OSError):  # what could not be written cannot be flushed either, and was told
+            self.file.close()
 
 
 def _step_of(line: str) -> float:
@@ -67,22 +75,48 @@ def _step_of(line: str) -> float:
 
 
 class TensorBoard:
-    """Events under `tensorboard/` of the run folder, by torch's own writer (extra `track`)."""
+    """Scalar events for TensorBoard (extra `track`), without torch's writer: its thread ends with a traceback where the
+    disk is full. Events are an addition to the log: if they cannot be written, the run goes on.
+    """
 
     def __init__(self, folder: Path) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # pyright: ignore[reportPrivateImportUsage]
+        from tensorboard.compat.proto import event_pb2, summary_pb2
+        from tensorboard.summary.writer.record_writer import RecordWriter
 
-        self.writer: Any = SummaryWriter(str(folder))
+        self._event, self._summary = cast(Any, event_pb2).Event, cast(Any, summary_pb2).Summary
+        self._writer: Any = None
+        try:
+            folder.mkdir(exist_ok=True)
+            name = f"events.out.tfevents.{time.time():.0f}.{platform.node()}.{os.getpid()}"
+            self._writer = RecordWriter((folder / name).open("ab"))
+        except OSError as error:
+            self._give_up(error)
+        self._write(file_version="brain.Event:2")
 
     def log(self, step: int, values: Mapping[str, float | str]) -> None:
         """Write each number as a scalar."""
-        for key, value in values.items():
-            if not isinstance(value, str):
-                self.writer.add_scalar(key, value, step)
+        numbers = [{"tag": key, "simple_value": value} for key, value in values.items() if not isinstance(value, str)]
+        self._write(step=step, summary=self._summary(value=[self._summary.Value(**number) for number in numbers]))
+
+    def _write(self, **content: Any) -> None:
+        if self._writer is None:
+            return
+        try:
+            self._writer.write(self._event(wall_time=time.time(), **content).SerializeToString())
+            self._writer.flush()
+        except OSError as error:
+            self._give_up(error)
+
+    def _give_up(self, error: OSError) -> None:
+        self.close()
+        logger.warning("no more events for TensorBoard, which cannot be written: %s", error.strerror)
 
     def close(self) -> None:
-        """Flush and close."""
-        self.writer.close()
+        """Close the file."""
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            with contextlib.suppress(OSError):
+                writer.close()
 
 
 def trackers(folder: Path, upto: int | None = None) -> list[Tracker]:

@@ -8,6 +8,7 @@ Source: openai/CLIP `model.py`, `build_model`.
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from odonata.weights import clip_names
@@ -149,7 +150,10 @@ def write(state: Mapping[str, Tensor], config: Plain, preprocess: Plain | None) 
             "openai layout: the image tower must have class token, learned positions, pre_norm and no patch bias",
         )
     require(text["causal"] and text["pool"] in ("argmax", "eot"), "openai layout: the text tower must be causal")
-    theirs = key_map(config).from_ours(state)
+    # The three integers tell readers, ours included, that these are OpenAI's conventions.
+    sizes = {"input_resolution": visual["image_size"], "context_length": text["context_length"]}
+    sizes["vocab_size"] = text["vocab_size"]
+    theirs = key_map(config).from_ours(state) | {name: torch.tensor(size) for name, size in sizes.items()}
     return Files("openai_clip.pt", theirs)
 
 

@@ -131,7 +131,7 @@ def write_published(
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as made:
         staged = Path(made) / "new"
         staged.mkdir()
-        _write_files(staged, files, tokenizer_files or {})
+        write_files(staged, files, tokenizer_files or {})
         if folder.is_dir():
             folder.replace(Path(made) / "old")
         staged.replace(folder)
@@ -164,7 +164,8 @@ def _layout_for_writing(layout: str, config: Plain) -> Layout:
     return LAYOUTS["hf_siglip" if siglip else "hf_clip"]
 
 
-def _write_files(folder: Path, files: Files, tokenizer_files: Mapping[str, Path]) -> None:
+def write_files(folder: Path, files: Files, tokenizer_files: Mapping[str, Path]) -> None:
+    """Writes weights and texts into a folder, and copies files beside them."""
     # safetensors refuses tensors that share memory, and all formats want plain CPU tensors.
     state = {name: value.detach().cpu().contiguous().clone() for name, value in files.state.items()}
     target = folder / files.weights_name

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import tyro
+from rich.console import Console, RenderableType
 
-from odonata.errors import DataError
+from odonata.errors import DataError, RecipeError
 
 Arguments = TypeVar("Arguments")
 
@@ -32,6 +33,30 @@ def print_json(value: Any) -> None:
     """Print for programs."""
     json.dump(value, sys.stdout, indent=1, ensure_ascii=False)
     print()
+
+
+def print_table(table: RenderableType, markup: bool = False) -> None:
+    """Print for people; into a file or another program, a row stays on one line.
+
+    Args:
+        table: the table, or a group of tables and lines.
+        markup: whether cells hold rich's markup. Names of files and labels may hold brackets of their own.
+    """
+    console = Console(markup=markup, highlight=False)
+    if not console.is_terminal:
+        console.width = 10_000
+    console.print(table)
+
+
+def at_least(low: int, **values: int) -> None:
+    """Refuse numbers below `low`, named as the options are.
+
+    Raises:
+        RecipeError: says which.
+    """
+    for name, value in values.items():
+        if value < low:
+            raise RecipeError(f"--{name.replace('_', '-')} is {value}; it must be at least {low}")
 
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")

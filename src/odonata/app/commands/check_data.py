@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from odonata.app.commands.arguments import parse, print_json
+from odonata.app.commands.arguments import parse, print_json, print_table
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,10 @@ class CheckArguments:
     """Column of a manifest with the pictures."""
     caption_column: str | None = None
     """Column of a manifest with the captions."""
+    split: str | None = None
+    """Only this split."""
+    near_duplicates: bool = False
+    """Also look for pictures that differ only by scaling or compression."""
     json: bool = False
     """For programs."""
 
@@ -42,9 +46,11 @@ def check_data(arguments: Sequence[str]) -> int:
         images=options.images,
         image_column=options.image_column,
         caption_column=options.caption_column,
+        split=options.split,
+        near_duplicates=options.near_duplicates,
     )
     if options.json:
         print_json(report.to_dict())
     else:
-        report.render()
-    return 1 if report.stops_training else 0
+        print_table(report.render())
+    return 0 if report.ok else 1

@@ -10,10 +10,10 @@ from typing import Annotated, Any
 
 import tyro
 import yaml
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from odonata.app.commands.arguments import parse, print_json
+from odonata.app.commands.arguments import parse, print_json, print_table
 from odonata.errors import RunError
 
 
@@ -45,10 +45,10 @@ def compare(arguments: Sequence[str]) -> None:
     for column in ("", *map(str, options.runs)):
         table.add_column(column, justify="left" if not column else "right")
     for title, rows in (("settings that differ", differing), ("last figures", measured)):
-        table.add_row(f"[bold]{title}[/bold]")
+        table.add_row(Text(title, style="bold"))
         for key, values in rows.items():
             table.add_row(key, *(f"{v:.4g}" if isinstance(v, float) else str(v) for v in values))
-    Console().print(table)
+    print_table(table)
 
 
 def last_figures(run: Path) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def last_figures(run: Path) -> dict[str, Any]:
     figures: dict[str, Any] = {}
     for line in path.read_text().splitlines():
         try:
-            figures.update(json.loads(line))
+            figures.update({k: v for k, v in json.loads(line).items() if not isinstance(v, str)})
         except json.JSONDecodeError:  # the last line of a run that was killed
             continue
     return figures

@@ -16,8 +16,8 @@ from odonata.app.commands.arguments import parse
 class ConvertArguments:
     """Write a model in another layout: `odonata convert openai-clip.pt out/ --to hf`.
 
-    Reads runs, Odonata's folders, and published weights of OpenAI, open_clip, transformers (CLIP, SigLIP, SigLIP 2) and
-    big_vision. Says what it inferred. Nothing half-written stays behind.
+    Reads runs, Odonata's folders, and published weights of OpenAI, open_clip, transformers (CLIP, SigLIP, SigLIP 2, and
+    ViT classifiers as CatLIP) and big_vision. Says what it inferred. Nothing half-written stays behind.
     """
 
     source: Annotated[Path, tyro.conf.Positional]

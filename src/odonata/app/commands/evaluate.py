@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
-from rich.console import Console
 from rich.table import Table
 
-from odonata.app.commands.arguments import parse, print_json
+from odonata.app.commands.arguments import at_least, parse, print_json, print_table
 from odonata.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -71,7 +70,7 @@ def evaluate(arguments: Sequence[str]) -> None:
         shown = [f"{figure[k]:.1%}" if percent else f"{figure[k]:.4g}" if figure[k] is not None else "" for k in _SHOWN]
         interval = f"{shown[1]} – {shown[2]}" if figure["high"] is not None else ""
         table.add_row(name, shown[0], interval, str(figure["count"]))
-    Console().print(table)
+    print_table(table)
 
 
 _SHOWN = ("value", "low", "high")
@@ -87,6 +86,7 @@ def run_evaluation(options: EvaluateArguments) -> dict[str, Any]:
     from odonata.app.api import load, read_run_recipe
     from odonata.engine.run import write_atomically
 
+    at_least(1, most=options.most, batch_size=options.batch_size)
     is_run = (options.model / "config.yaml").is_file()
     more: dict[str, Any] = {"which": options.which} if is_run else {}
     if options.tokenizer:

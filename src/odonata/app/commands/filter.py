@@ -13,7 +13,7 @@ import tyro
 from rich.console import Console
 from rich.progress import Progress
 
-from odonata.app.commands.arguments import parse
+from odonata.app.commands.arguments import at_least, parse
 from odonata.errors import DataError
 
 
@@ -57,6 +57,7 @@ def filter_pairs(arguments: Sequence[str]) -> None:
     from odonata.data.sources import open_image_text
 
     check_share(options.keep)
+    at_least(1, batch_size=options.batch_size)
     if options.out.exists():
         raise DataError(f"{options.out} is there already; choose another -o")
     device = torch.device("cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu")

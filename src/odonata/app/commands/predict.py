@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
-from rich.console import Console
 from rich.table import Table
 
-from odonata.app.commands.arguments import parse, pictures_in, print_json
+from odonata.app.commands.arguments import at_least, parse, pictures_in, print_json, print_table
 from odonata.errors import RecipeError
 
 
@@ -27,6 +26,8 @@ class PredictArguments:
     """What they might show, in words."""
     templates: Path | None = None
     """File with one prompt a line, `{}` standing for the label; their embeddings are averaged."""
+    tokenizer: Path | None = None
+    """The tokenizer's file, for published weights that come without it."""
     top: int = 5
     """Labels shown a picture."""
     json: bool = False
@@ -40,11 +41,13 @@ def predict(arguments: Sequence[str]) -> None:
     options = parse(PredictArguments, "predict", arguments)
     if not options.labels:
         raise RecipeError('predict needs --labels, such as --labels "a dog" "a cat"')
+    at_least(1, top=options.top)
     pictures = pictures_in(options.pictures)
     from odonata.app.api import load
     from odonata.metrics.templates import read_templates
 
-    model = load(options.model, device=options.device)
+    more: dict[str, Any] = {"tokenizer": options.tokenizer} if options.tokenizer else {}
+    model = load(options.model, device=options.device, **more)
     templates = read_templates(options.templates) if options.templates else ("{}",)
     predictions = model.predict(pictures, list(options.labels), templates)
     if options.json:
@@ -56,4 +59,4 @@ def predict(arguments: Sequence[str]) -> None:
     for prediction in predictions:
         for number, (label, probability) in enumerate(prediction.ranked()[: options.top]):
             table.add_row(prediction.image if number == 0 else "", label, f"{probability:.1%}")
-    Console().print(table)
+    print_table(table)

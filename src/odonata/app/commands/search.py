@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from odonata.app.commands.arguments import parse, pictures_in, print_json
+from odonata.app.commands.arguments import at_least, parse, pictures_in, print_json, print_table
 from odonata.errors import DataError, RecipeError
 
 
@@ -31,7 +31,7 @@ class EmbedArguments:
     on_error: Literal["raise", "skip"] = "raise"
     """What to do about a picture that cannot be read."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16 is faster on many machines; cosines move in the third decimal."""
+    """bf16 takes about half the time on CPUs with AVX512-BF16; cosines with fp32 stay above 0.999."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute."""
 
@@ -39,6 +39,7 @@ class EmbedArguments:
 def embed(arguments: Sequence[str]) -> None:
     """Write a folder of vectors."""
     options = parse(EmbedArguments, "embed", arguments)
+    at_least(1, batch_size=options.batch_size)
     pictures = pictures_in(options.pictures)
     from odonata.app.api import load
     from odonata.app.vectors import Vectors, embed_files
@@ -48,7 +49,9 @@ def embed(arguments: Sequence[str]) -> None:
     model = load(options.model, device=options.device)
     parts = embed_files(model, pictures, options.batch_size, options.on_error, options.precision)
     total = -(-len(pictures) // options.batch_size)
-    found = Vectors.collect(track(parts, "embedding", total, console=Console(stderr=True)), str(options.model))
+    found = Vectors.collect(
+        track(parts, "embedding", total, console=Console(stderr=True)), str(options.model.resolve())
+    )
     found.save(options.out)
     skipped = len(pictures) - len(found.names)
     print(
@@ -71,6 +74,8 @@ class SearchArguments:
     """How many to show."""
     model: Path | None = None
     """The model that made the vectors, where it has moved."""
+    tokenizer: Path | None = None
+    """The tokenizer's file, for published weights that come without it."""
     json: bool = False
     """For programs: a list of {image, cosine}."""
 
@@ -78,13 +83,15 @@ class SearchArguments:
 def search(arguments: Sequence[str]) -> None:
     """Print the nearest pictures."""
     options = parse(SearchArguments, "search", arguments)
+    at_least(1, top=options.top)
     if (options.query is None) == (options.image is None):
         raise RecipeError('search takes either words, "a red bus", or --image photo.jpg')
     from odonata.app.api import load
     from odonata.app.vectors import Vectors
 
     vectors = Vectors.load(options.vectors)
-    model = load(options.model or vectors.model)
+    more: dict[str, Any] = {"tokenizer": options.tokenizer} if options.tokenizer else {}
+    model = load(options.model or vectors.model, **more)
     query = model.embed_text(options.query) if options.query is not None else model.embed_image(options.image)
     found = vectors.nearest(query[0], options.top)
     if options.json:
@@ -95,4 +102,4 @@ def search(arguments: Sequence[str]) -> None:
     table.add_column("picture")
     for name, cosine in found:
         table.add_row(f"{cosine:.3f}", name)
-    Console().print(table)
+    print_table(table)

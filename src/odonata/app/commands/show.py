@@ -10,8 +10,8 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from odonata.app.catalog import Entry, find, methods, recorded_marks
-from odonata.app.commands.arguments import parse, print_json
+from odonata.app.catalog import Entry, find, methods
+from odonata.app.commands.arguments import parse, print_json, print_table
 from odonata.card import MARKS
 
 
@@ -41,7 +41,7 @@ def list_methods(arguments: Sequence[str]) -> None:
         table.add_column(column, justify="center" if column in MARKS else "left")
     for entry in entries:
         table.add_row(entry.name, entry.room, *(_mark(entry, mark) for mark in MARKS), entry.card.summary)
-    Console().print(table)
+    print_table(table, markup=True)
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def show(arguments: Sequence[str]) -> None:
     """Print one method."""
     options = parse(ShowArguments, "show", arguments)
     entry = find(options.name)
-    evidence = recorded_marks().get(entry.name, {})
+    evidence = entry.evidence
     if options.json:
         print_json({"name": entry.name, "room": entry.room, "summary": entry.card.summary, "paper": entry.card.paper,
                     "claims": entry.card.claims, "marks": entry.marks, "evidence": evidence})  # fmt: skip

@@ -1,0 +1,51 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PEERS = ROOT / ".peers" / "bin" / "python"
+
+
+def printed(name: str, *arguments: str) -> str:
+    """What a benchmark prints; it fails by itself where outputs disagree."""
+    command = [sys.executable, str(ROOT / "benchmarks" / name), "--quick", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, cwd=ROOT, env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_losses_agree_and_the_table_is_printed():
+    table = printed("losses.py")
+    assert all(f"sigmoid   {rows}" in table for rows in (2048, 4096))
+    assert "naive" in table
+
+
+@pytest.mark.slow
+def test_the_engine_ends_where_bare_loops_do_and_the_tables_are_printed():
+    table = printed("engine_overhead.py")
+    assert "bare, checked" in table and "odonata train --help" in table
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not PEERS.is_file(), reason="the peers are not installed: sh benchmarks/peers.sh")
+@pytest.mark.parametrize(("name", "peer"), [("text_templates.py", "transformers"), ("embed_files.py", "one by one")])
+def test_peers_agree_and_the_table_is_printed(name, peer):
+    table = printed(name)
+    assert "ours" in table and "open_clip" in table and peer in table
+
+
+def test_without_peers_a_benchmark_says_how_to_install_them(tmp_path):
+    # A copy of the benchmarks stands where no environment of peers is.
+    folder = tmp_path / "benchmarks"
+    folder.mkdir()
+    for file in (ROOT / "benchmarks").glob("*.py"):
+        (folder / file.name).write_text(file.read_text())
+    command = [sys.executable, str(folder / "text_templates.py"), "--quick"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "sh benchmarks/peers.sh" in done.stderr
