@@ -1,6 +1,6 @@
 """Class embeddings from prompts: 80 templates × 100 ImageNet classes, texts in, one vector a class out.
 
-    python benchmarks/text_templates.py            # 10 to 30 minutes: open_clip encodes 77 tokens for every prompt
+    python benchmarks/text_templates.py            # some 10 minutes: open_clip encodes 77 tokens for every prompt
     python benchmarks/text_templates.py --quick    # 8 templates × 10 classes
 
 The text tower is CLIP ViT-B/16's at random weights, the same in all; templates, class names and merges are those that

@@ -168,7 +168,7 @@ def test_near_keys_do_not_correlate():
 
 
 RUN = """
-import itertools, multiprocessing, time
+import itertools, multiprocessing, signal, time
 from odonata.data.loader import Batches, Shuffled
 
 class Numbers:
@@ -179,6 +179,7 @@ def collate(items):
     return items
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit it ignored
     iterator = Batches(Numbers(), Shuffled(20, 4), collate, workers=2).start()
     next(iterator)
     print(*[child.pid for child in multiprocessing.active_children()], flush=True)

@@ -20,6 +20,9 @@ from torch import Tensor
 from odonata.data.sample import ImageRef
 from odonata.errors import DataError
 
+_ON_CPU = 8
+"""Pictures that go through the network together on a CPU: of a ViT-B/16, more of them do not fit its caches."""
+
 
 @dataclass(frozen=True)
 class Vectors:
@@ -119,6 +122,7 @@ def embed_files(
             return str(file), None
 
     parts = [files[i : i + batch_size] for i in range(0, len(files), batch_size)]
+    at_once = _ON_CPU if model.device.type == "cpu" else batch_size
     with ThreadPoolExecutor(max_workers=min(4, _cores())) as pool:
         waiting = [pool.submit(read, file) for file in parts[0]] if parts else []
         for number in range(len(parts)):
@@ -132,7 +136,8 @@ def embed_files(
             if good:
                 # The context ends before the caller goes on, whose own arithmetic it would change.
                 with torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bf16"):
-                    vectors = model.embed_prepared([tensor for _, tensor in good])
+                    pieces = [good[i : i + at_once] for i in range(0, len(good), at_once)]
+                    vectors = torch.cat([model.embed_prepared([tensor for _, tensor in piece]) for piece in pieces])
                 yield [name for name, _ in good], vectors
             waiting = following
 

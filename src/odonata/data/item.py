@@ -73,12 +73,13 @@ def resize_item(
 ) -> Item:
     """Scale to (height, width); masks by nearest pixel."""
     height, width = item.height_width
-    scale = torch.tensor([size[1] / width, size[0] / height])
+    # Multiplied, then divided: what lies on the old border lies exactly on the new one.
+    new, old = torch.tensor([size[1], size[0]]), torch.tensor([width, height])
     return replace(
         item,
         image=resize(item.image, size, interpolation, backend),
-        boxes=None if item.boxes is None else item.boxes * scale.repeat(2).to(item.boxes),
-        points=None if item.points is None else item.points * scale.to(item.points),
+        boxes=None if item.boxes is None else item.boxes * new.repeat(2) / old.repeat(2),
+        points=None if item.points is None else item.points * new / old,
         masks=None if item.masks is None else _resize_masks(item.masks, size),
     )
 
