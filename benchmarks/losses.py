@@ -108,6 +108,7 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="N = 2,048 and 4,096 only")
+    parser.add_argument("--rows", type=int, nargs="+", default=[8192, 16384, 32768], help="batch sizes N")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--child", nargs=5, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -117,7 +118,7 @@ def main() -> None:
         return
     print(f"D = {DIM}, float32, {arguments.threads} threads; memory above the inputs, forward and backward")
     print(f"{'loss':8}{'N':>7}  {'':7}{'seconds':>9}{'MB':>8}{'time / ours':>13}{'memory / ours':>15}")
-    for rows in (2048, 4096) if arguments.quick else (8192, 16384, 32768):
+    for rows in (2048, 4096) if arguments.quick else arguments.rows:
         for kind in ("sigmoid", "softmax"):
             found = {v: run(kind, v, rows, arguments.threads, 3 if rows <= 8192 else 1) for v in VARIANTS}
             ours = found["ours"]
