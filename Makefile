@@ -18,8 +18,8 @@ $(VENV)/installed-dev: pyproject.toml constraints.txt
 
 demo: $(VENV)/installed
 	@rm -rf $(DEMO)
-	$(BIN)/odonata train siglip --steps 600 --eval-every 200 --out $(DEMO)
-	$(BIN)/odonata evaluate $(DEMO) --retrieval heldout --zeroshot scenes-classes:n=800
+	$(BIN)/odonata train siglip --steps 600 --eval-every 200 --data.augment none --data.workers 1 --out $(DEMO)
+	$(BIN)/odonata evaluate $(DEMO) --retrieval heldout --zeroshot scenes-classes:n=6400
 	@echo "report: $(DEMO)/report.html"
 
 lint: $(VENV)/installed-dev
