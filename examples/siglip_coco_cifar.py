@@ -2,8 +2,9 @@
 
     python examples/siglip_coco_cifar.py [--data ../shared/data] [--steps 400] [--out runs/coco]
 
-80 pictures with five captions each are far too few to learn to see; the script shows the whole way, and what it reports is
-what one should expect of that: retrieval a few times better than chance, and zero-shot near chance (10 %).
+80 pictures with five captions each are far too few to learn to see. The script shows the whole way, and what comes out is
+what one should expect of that: with the defaults, seed 0, R@10 of 6.7 % and 6.8 % among 252 held-back pictures where chance
+is 4.0 % for captions, and 16.3 % [14.5, 18.2] zero-shot on 1,471 CIFAR-10 pictures where chance is 10 %.
 """
 
 import argparse
@@ -15,7 +16,9 @@ import odonata
 def main() -> None:
     """Train, evaluate, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder with image-text/ and classification/")
+    parser.add_argument(
+        "--data", type=Path, default=Path("../shared/data"), help="folder with image-text/ and classification/"
+    )
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--out", default="runs/coco")
     options = parser.parse_args()
@@ -28,7 +31,9 @@ def main() -> None:
         run, retrieval=str(captions), split="val", zeroshot=str(options.data / "classification/cifar10/test")
     )
     pictures = figures["image_to_text/recall@1"]["count"]
-    print(f"\nretrieval among {pictures} held-back pictures (chance for R@10, captions → pictures: {10 / pictures:.1%})")
+    print(
+        f"\nretrieval among {pictures} held-back pictures (chance for R@10, captions → pictures: {10 / pictures:.1%})"
+    )
     for name, figure in figures.items():
         interval = f"  [{figure['low']:.1%}, {figure['high']:.1%}]" if figure["low"] is not None else ""
         value = f"{figure['value']:.1%}" if interval else f"{figure['value']:.0f}"
