@@ -2,9 +2,9 @@
 
     python examples/siglip_coco_cifar.py [--data ../shared/data] [--steps 400] [--out runs/coco]
 
-80 pictures with five captions each are far too few to learn to see. The script shows the whole way, and what comes out is
-what one should expect of that: with the defaults, seed 0, R@10 of 6.7 % and 6.8 % among 252 held-back pictures where chance
-is 4.0 % for captions, and 16.3 % [14.5, 18.2] zero-shot on 1,471 CIFAR-10 pictures where chance is 10 %.
+80 pictures with five captions each are far too few to learn to see. The script shows the whole way, and what comes out
+is what one should expect of that: with the defaults and seed 0, R@10 of 6.7 % and 6.8 % among 252 held-back pictures,
+where chance is 4.0 % from a caption, and 16.3 % [14.5, 18.2] zero-shot on 1,471 CIFAR-10 pictures, where it is 10 %.
 """
 
 import argparse
