@@ -78,7 +78,9 @@ class Checkpoints:
                 partial.mkdir(parents=True)
             barrier()
             self._write(partial, step, method, optimizers, ema, extra)
-            _sync_to_disk(partial)
+            barrier()  # files of other ranks come and go until here
+            if self.world.leads:
+                _sync_to_disk(partial)
         except (OSError, RuntimeError, SafetensorError) as error:
             # torch reports a failed write of a zip archive as a RuntimeError, safetensors as one of its own
             failure = _reason(error)
