@@ -1,4 +1,4 @@
-"""Bad input through the real commands: status 2, a message that names the place, nothing half-written."""
+"""Bad input through the real commands: status 2, a message that names file, line, key or shape, nothing half-made."""
 
 import io
 import json

@@ -74,13 +74,10 @@ def retrieval_figures(model: Any, source: ImageTextSource, most: int, batch_size
     texts = model.embed_text([caption for sample in samples for caption in sample.captions])
     owner = torch.tensor([row for row, sample in enumerate(samples) for _ in sample.captions])
     by_image, by_text = ranks(images, texts, owner)
-    counts = torch.bincount(owner, minlength=len(samples)).clamp(min=1)
     figures: dict[str, Figure] = {}
     for k in (1, 5, 10):
         figures[f"image_to_text/recall@{k}"] = _share((by_image <= k).double(), len(samples))
-        # A picture's captions are not independent: the mean of each picture's is what is resampled.
-        hits = torch.zeros(len(samples), dtype=torch.float64).index_add_(0, owner, (by_text <= k).double()) / counts
-        figures[f"text_to_image/recall@{k}"] = _share(hits, len(owner))
+        figures[f"text_to_image/recall@{k}"] = _share_of_captions((by_text <= k).double(), owner, len(samples))
     for name, found in (("image_to_text", by_image), ("text_to_image", by_text)):
         figures[f"{name}/median_rank"] = Figure(found.double().quantile(0.5).item(), None, None, len(found))
     return figures
@@ -176,3 +173,15 @@ def _hits(scores: Float[Tensor, "images classes"], labels: Int[Tensor, " images"
 def _share(hits: Float[Tensor, " pictures"], count: int) -> Figure:
     interval = bootstrap_mean(hits.tolist())
     return Figure(float(hits.mean()), interval.low, interval.high, count)
+
+
+def _share_of_captions(
+    hits: Float[Tensor, " captions"], owner: Int[Tensor, " captions"], pictures: int, resamples: int = 2_000
+) -> Figure:
+    """Return the share of captions; its interval draws whole pictures, for their captions are not independent."""
+    found = torch.zeros(pictures, dtype=torch.float64).index_add_(0, owner, hits)
+    asked = torch.bincount(owner, minlength=pictures).double()
+    drawn = torch.randint(pictures, (resamples, pictures), generator=torch.Generator().manual_seed(0))
+    shares = found[drawn].sum(1) / asked[drawn].sum(1).clamp(min=1)
+    low, high = shares.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return Figure(float(hits.mean()), low, high, len(hits))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -60,8 +61,11 @@ def join_world(device: str = "auto") -> World:
 
 
 def leave_world() -> None:
-    """Leave the process group, if there is one."""
+    """Leave the process group, if there is one; together, unless an error is on its way up."""
     if dist.is_initialized():
+        # A gloo rank that leaves while another still talks to it is now and then aborted at its exit.
+        if sys.exc_info()[0] is None:
+            dist.barrier()
         dist.destroy_process_group()
 
 
