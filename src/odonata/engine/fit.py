@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from odonata.engine import tensors
 from odonata.engine.checkpoint import Checkpoints, latest_step
+from odonata.engine.clipping import clip_gradients, first_bad, total_norm
 from odonata.engine.distributed import World, agree_on_largest, average_gradients, barrier, scalars_of, shard
 from odonata.engine.ema import EMA
 from odonata.engine.param_groups import build_optimizer
@@ -99,19 +100,22 @@ class Engine:
         """
         optimizer = self.optimizers[name]
         factor = self.recipe.schedule.factor(self.step, self.recipe.steps) * self.recipe.optim.lr
+        decay = self.recipe.optim.decay_factor(self.step, self.recipe.steps)
         for group in optimizer.param_groups:
             group["lr"] = factor * group["scale"]
+            group["weight_decay"] = decay * group["decay"]
         self.scaler.unscale_(optimizer)
+        self.method.after_backward()
         if self.sharded:
             average_gradients(self._scalars)
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        total = _total_norm([p.grad for p in parameters if p.grad is not None])
+        total = total_norm([p.grad for p in parameters if p.grad is not None])
         norm = float(total.full_tensor() if isinstance(total, DTensor) else total)
         self.gradient_norms[name] = norm
         # Before clipping, which spreads what is not finite from one gradient to all.
         if not math.isfinite(norm) and not self.scaler.is_enabled():
-            raise RunError(self._not_finite(f"the gradient of {_first_bad(optimizer)} is not finite"))
-        self._clip(parameters, total, norm)
+            raise RunError(self._not_finite(f"the gradient of {first_bad(optimizer)} is not finite"))
+        clip_gradients(self.recipe.clip, parameters, total, norm)
         self.scaler.step(optimizer)
         self.scaler.update()
         for parameter in parameters:  # as optimizer.zero_grad() does, without its hooks for the profiler
@@ -177,6 +181,7 @@ class Engine:
             asked = time.perf_counter()
             batch = tensors.move(next(batches), device)
             waited += time.perf_counter() - asked
+            self.method.begin_step(self.step, recipe.steps)
             values = self.method.step(batch, self)
             self.method.after_update()
             if self.ema:
@@ -189,6 +194,8 @@ class Engine:
                 bar.update(self.step, scalars, speed, waited / elapsed)
                 if self.step % recipe.log_every == 0 or self.step == recipe.steps:
                     self._log(logs, scalars, speed, waited / elapsed)
+                    if self.task.watch:
+                        self.task.watch(self.step, scalars)
                     waited, began, since = 0.0, time.perf_counter(), self.step
             evaluated = self.task.evaluate is not None and (
                 self.step == recipe.steps or (recipe.eval_every and self.step % recipe.eval_every == 0)
@@ -269,17 +276,6 @@ class Engine:
     def _no_sync(self, network: nn.Module) -> contextlib.AbstractContextManager[Any]:
         return network.no_sync() if isinstance(network, DistributedDataParallel) else contextlib.nullcontext()
 
-    def _clip(self, parameters: list[nn.Parameter], total: Tensor, norm: float) -> None:
-        clip = self.recipe.clip
-        if clip.policy == "norm":
-            # Well below the limit torch would multiply by 1: a pass over all gradients for nothing.
-            if not norm < 0.99 * clip.limit - 1e-6:
-                nn.utils.clip_grads_with_norm_(parameters, clip.limit, total)
-        elif clip.policy == "value":
-            nn.utils.clip_grad_value_(parameters, clip.limit)
-        elif clip.policy == "adaptive":
-            _clip_adaptively(parameters, clip.limit)
-
     def _log(self, logs: Sequence[Tracker], scalars: dict[str, float], speed: float, waiting: float) -> None:
         rate = self.recipe.schedule.factor(self.step - 1, self.recipe.steps) * self.recipe.optim.lr
         norms = {f"grad_norm/{k}" if k != "main" else "grad_norm": v for k, v in self.gradient_norms.items()}
@@ -342,29 +338,6 @@ class _ToTrackers(logging.Handler):
         print(record.getMessage(), file=sys.stderr)
         for log in self.logs:
             log.log(self.step(), {"warning": record.getMessage()})
-
-
-def _total_norm(gradients: list[Tensor]) -> Tensor:
-    if not gradients or isinstance(gradients[0], DTensor) or gradients[0].device.type != "cpu":
-        return nn.utils.get_total_norm(gradients)
-    # What that does on a CPU too, bit by bit, but for sorting by device and type: it costs 25 µs a step.
-    return torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients]))
-
-
-def _clip_adaptively(parameters: list[nn.Parameter], limit: float) -> None:
-    """Scale each gradient so that its norm is at most `limit` times its parameter's (2102.06171, eq. 3, per tensor)."""
-    for parameter in parameters:
-        assert parameter.grad is not None
-        largest = limit * parameter.detach().norm().clamp(min=1e-3)
-        parameter.grad.mul_((largest / parameter.grad.norm().clamp(min=1e-6)).clamp(max=1.0))
-
-
-def _first_bad(optimizer: torch.optim.Optimizer) -> str:
-    for group in optimizer.param_groups:
-        for name, parameter in zip(group.get("names", ()), group["params"], strict=False):
-            if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all()):
-                return name
-    return "a parameter"
 
 
 def train(recipe: Recipe, task: Task, folder: Path | None, world: World, *, resume: bool = False) -> dict[str, float]:

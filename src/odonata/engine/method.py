@@ -47,5 +47,16 @@ class Method(nn.Module, ABC):
         """Do one update from this rank's share of a batch and return scalars to log."""
         return engine.minimise(self, batch)
 
+    def begin_step(self, step: int, steps: int) -> None:
+        """Take note of the place in the run, for schedules of the method's own (momentum, temperature, masks).
+
+        Args:
+            step: updates done.
+            steps: of the whole run.
+        """
+
+    def after_backward(self) -> None:
+        """Change gradients before they are clipped and applied; a gradient set to None leaves its parameter alone."""
+
     def after_update(self) -> None:
         """Restore what an update may break, such as the range of a temperature."""

@@ -27,10 +27,19 @@ class AdamW:
     """Decay of the first and the second moment."""
     eps: float = 1e-8
     """Added to the root of the second moment."""
+    final_weight_decay: float | None = None
+    """Where the decay ends, on a half cosine over the run (DINO: from 0.04 to 0.4); None: it stays."""
     layer_decay: float = 1.0
     """Each layer's rate is this times that of the layer above it (1 = off); BEiT's layer-wise decay."""
     lr_scales: dict[str, float] = field(default_factory=dict[str, float])
     """Factor on the rate of parameters whose name begins so, e.g. `visual 0.1 logit_scale 10`; 0 freezes."""
+
+    def decay_factor(self, step: int, steps: int) -> float:
+        """Return the factor on the weight decay for update number `step` (from 0) of `steps`."""
+        if self.final_weight_decay is None or not self.weight_decay:
+            return 1.0
+        share = 0.5 * (1 - math.cos(math.pi * step / max(1, steps - 1)))
+        return 1 + share * (self.final_weight_decay / self.weight_decay - 1)
 
 
 @dataclass(frozen=True)
@@ -49,6 +58,34 @@ class SGD:
     """Each layer's rate is this times that of the layer above it (1 = off)."""
     lr_scales: dict[str, float] = field(default_factory=dict[str, float])
     """Factor on the rate of parameters whose name begins so; 0 freezes."""
+
+    def decay_factor(self, step: int, steps: int) -> float:
+        """Return 1: the decay stays."""
+        return 1.0
+
+
+@dataclass(frozen=True)
+class LARS:
+    """Layer-wise adaptive rates for batches of thousands (1708.03888); norms and biases learn at the plain rate."""
+
+    lr: float = 0.3
+    """Peak learning rate."""
+    weight_decay: float = 1e-6
+    """L2 penalty; never applied to norms, biases, embeddings of position or scalars."""
+    momentum: float = 0.9
+    """Momentum."""
+    trust: float = 1e-3
+    """Coefficient of the ratio of weight norm to gradient norm."""
+    clip: bool = False
+    """Never exceed the plain rate (LARC)."""
+    layer_decay: float = 1.0
+    """Each layer's rate is this times that of the layer above it (1 = off)."""
+    lr_scales: dict[str, float] = field(default_factory=dict[str, float])
+    """Factor on the rate of parameters whose name begins so; 0 freezes."""
+
+    def decay_factor(self, step: int, steps: int) -> float:
+        """Return 1: the decay stays."""
+        return 1.0
 
 
 @dataclass(frozen=True)
@@ -98,8 +135,9 @@ def _as_steps(amount: float, steps: int) -> int:
 class Clip:
     """What is done to gradients before an update."""
 
-    policy: Literal["none", "norm", "value", "adaptive"] = "norm"
-    """`norm`: global 2-norm; `value`: each entry; `adaptive`: per parameter relative to its own norm (2102.06171)."""
+    policy: Literal["none", "norm", "tensor", "value", "adaptive"] = "norm"
+    """`norm`: global 2-norm; `tensor`: each parameter's own 2-norm (DINO); `value`: each entry; `adaptive`: per
+    parameter relative to its own norm (2102.06171)."""
     limit: float = 1.0
     """The largest norm, value, or ratio of gradient norm to parameter norm."""
 
@@ -116,7 +154,7 @@ class Recipe:
     """Where samples come from and how they are made into batches."""
     evaluation: Any
     """What is measured during and after training."""
-    optim: AdamW | SGD = field(default_factory=AdamW)
+    optim: AdamW | SGD | LARS = field(default_factory=AdamW)
     """The optimiser."""
     schedule: Schedule = field(default_factory=Schedule)
     clip: Clip = field(default_factory=Clip)

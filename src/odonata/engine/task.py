@@ -37,5 +37,9 @@ class Task:
     """Writes into the run's `assets/` what the model needs besides weights."""
     assets: Any = None
     """What those assets are in memory, for whoever trains without a run folder."""
+    recipe: Any = None
+    """The recipe with what follows from the data (steps from epochs, rate from batch); None: as it was given."""
+    watch: Callable[[int, dict[str, float]], None] | None = None
+    """Reads the scalars of each line of the log, with their step; what it warns of by `logging` enters the log."""
     notes: list[str] = field(default_factory=list[str])
     """What the person should know before training starts: skipped files, inferred conventions."""
