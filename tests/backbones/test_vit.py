@@ -46,9 +46,9 @@ def test_published_sizes_have_the_published_numbers_of_parameters():
             return sum(p.numel() for p in ViT(config).parameters()) / 1e6
 
     # Dosovitskiy et al. 2020, table 1: 86, 307 and 632 million, without the classifier.
-    assert count(VARIANTS["b/16"]) == pytest.approx(85.8, abs=0.1)
-    assert count(VARIANTS["l/16"]) == pytest.approx(303.3, abs=0.1)
-    assert count(VARIANTS["h/14"]) == pytest.approx(630.8, abs=0.1)
+    assert count(VARIANTS["vit-b16"]) == pytest.approx(85.8, abs=0.1)
+    assert count(VARIANTS["vit-l16"]) == pytest.approx(303.3, abs=0.1)
+    assert count(VARIANTS["vit-h14"]) == pytest.approx(630.8, abs=0.1)
     with torch.device("meta"):
         rn50 = sum(p.numel() for p in ModifiedResNet(RESNETS["RN50"]).parameters()) / 1e6
     assert rn50 == pytest.approx(38.3, abs=0.1)  # open_clip model_profile.csv: image_mparams of RN50

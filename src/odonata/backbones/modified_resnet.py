@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from odonata.backbones.interface import Backbone, Format, Tap, map_in_format
 from odonata.nn.pooling import AttentionPool2d
 from odonata.nn.positions import PositionConvention
 from odonata.nn.transformer import wanted_layers
@@ -76,12 +77,14 @@ class Bottleneck(nn.Module):
         return F.relu(out + shortcut)
 
 
-class ModifiedResNet(nn.Module):
+class ModifiedResNet(Backbone):
     """CLIP's ResNet.
 
     Args:
         config: what it is made of.
     """
+
+    family = "modified_resnet"
 
     def __init__(self, config: ModifiedResNetConfig) -> None:
         super().__init__()
@@ -104,10 +107,6 @@ class ModifiedResNet(nn.Module):
         self.head: nn.Module = nn.Identity()
         self._init_weights()
 
-    def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch out_dim"]:
-        """Pooled features, or logits after `reset_head`."""
-        return self.forward_head(self.forward_features(images))
-
     def forward_features(
         self, images: Float[Tensor, "batch 3 height width"]
     ) -> Float[Tensor, "batch dim height32 width32"]:
@@ -122,8 +121,8 @@ class ModifiedResNet(nn.Module):
         return pooled if pre_logits else self.head(pooled)
 
     def features(
-        self, images: Float[Tensor, "batch 3 height width"], layers: Sequence[int]
-    ) -> list[Float[Tensor, "batch channels map_height map_width"]]:
+        self, images: Float[Tensor, "batch 3 height width"], layers: Sequence[int], format: Format = "native"
+    ) -> list[Tensor]:
         """Maps after the named stages, 0..3 at 1/4, 1/8, 1/16 and 1/32 of the size; negative numbers count back."""
         wanted = wanted_layers(layers, 4)
         x = images
@@ -134,16 +133,12 @@ class ModifiedResNet(nn.Module):
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4)[: max(wanted) + 1]:
             x = stage(x)
             maps.append(x)
-        return [maps[i] for i in wanted]
+        return [map_in_format(maps[i], format) for i in wanted]
 
-    def reset_head(self, num_classes: int) -> None:
-        """Puts a new linear classifier on the pooled features; 0 takes it away."""
-        if num_classes == 0:
-            self.head = nn.Identity()
-            return
-        self.head = nn.Linear(self.num_features, num_classes).to(self.conv1.weight)
-        nn.init.trunc_normal_(self.head.weight, std=0.01)
-        nn.init.zeros_(self.head.bias)
+    @property
+    def taps(self) -> tuple[Tap, ...]:
+        """What each stage gives."""
+        return tuple(Tap(4 * self.config.width * 2**i, 4 * 2**i) for i in range(4))
 
     @torch.no_grad()
     def _init_weights(self) -> None:
@@ -169,3 +164,8 @@ VARIANTS: dict[str, ModifiedResNetConfig] = {
     "RN50x64": ModifiedResNetConfig(image_size=448, layers=(3, 15, 36, 10), width=128, num_heads=64, embed_dim=1024),
 }
 """The published towers: Radford et al. 2021, table 19; image sizes from openai/CLIP."""
+
+
+def build(config: ModifiedResNetConfig) -> ModifiedResNet:
+    """Returns a tower of this configuration."""
+    return ModifiedResNet(config)

@@ -1,4 +1,4 @@
-"""Initialisations of transformer towers as published: CLIP's, SigLIP's and MAE's.
+"""Initialisations of transformer towers as published: CLIP's, SigLIP's, MAE's, timm's and MoCo v3's.
 
 They differ by more than taste: with SigLIP's bias of -10 and CLIP's wide embeddings, a short run ends elsewhere.
 """
@@ -34,7 +34,7 @@ def init_siglip_blocks_(module: nn.Module) -> None:
         if isinstance(part, Attention):
             for linear in (part.q, part.k, part.v, part.proj):
                 nn.init.xavier_uniform_(linear.weight)
-                nn.init.zeros_(linear.bias)
+            _zero_biases(part)
         elif isinstance(part, MLP):
             for linear in (part.fc1, part.fc2):
                 nn.init.xavier_uniform_(linear.weight)
@@ -43,7 +43,7 @@ def init_siglip_blocks_(module: nn.Module) -> None:
 
 @torch.no_grad()
 def init_siglip_(
-    tower: nn.Module, projection: nn.Linear | nn.Conv2d, positions: Tensor, class_token: Tensor | None
+    tower: nn.Module, projection: nn.Linear | nn.Conv2d, positions: Tensor | None, class_token: Tensor | None
 ) -> None:
     """SigLIP's vision tower: big_vision `models/vit.py`; positions N(0, 1/width)."""
     lecun_normal_(projection.weight)
@@ -57,14 +57,14 @@ def init_siglip_(
 
 @torch.no_grad()
 def init_clip_(
-    tower: nn.Module, projection: nn.Linear | nn.Conv2d, positions: Tensor, class_token: Tensor | None
+    tower: nn.Module, projection: nn.Linear | nn.Conv2d, positions: Tensor | None, class_token: Tensor | None
 ) -> None:
     """CLIP's vision tower: openai/CLIP `model.py` scales embeddings by width^-.5 and leaves the rest to PyTorch.
 
     The patch projection therefore keeps PyTorch's default. PyTorch's MultiheadAttention draws its packed projection of
     3·width rows Xavier-uniform; the same bound is used for the three separate projections here.
     """
-    width = positions.shape[1]
+    width = projection.weight.shape[0]
     for embedding in (positions, class_token):
         if isinstance(embedding, nn.Parameter):
             nn.init.normal_(embedding, std=width**-0.5)
@@ -78,7 +78,7 @@ def init_clip_(
 
 @torch.no_grad()
 def init_mae_(
-    tower: nn.Module, projection: nn.Linear | nn.Conv2d, positions: Tensor, class_token: Tensor | None
+    tower: nn.Module, projection: nn.Linear | nn.Conv2d, positions: Tensor | None, class_token: Tensor | None
 ) -> None:
     """MAE's (and FLIP's) vision tower: facebookresearch/mae `models_mae.py`, `initialize_weights`."""
     for part in tower.modules():
@@ -92,8 +92,47 @@ def init_mae_(
         nn.init.normal_(class_token, std=0.02)
 
 
-INITIALISERS: dict[str, Callable[[nn.Module, nn.Linear | nn.Conv2d, Tensor, Tensor | None], None]] = {
+@torch.no_grad()
+def init_timm_(
+    tower: nn.Module, projection: nn.Linear | nn.Conv2d, positions: Tensor | None, class_token: Tensor | None
+) -> None:
+    """timm's, DeiT's and DINO's: normal of deviation 0.02 everywhere, zero biases; the patch projection keeps PyTorch's.
+
+    Source: facebookresearch/dino `vision_transformer.py`, `_init_weights` (Caron et al. 2021).
+    """
+    for part in tower.modules():
+        if isinstance(part, nn.Linear):
+            nn.init.trunc_normal_(part.weight, std=0.02)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
+    for embedding in (positions, class_token):
+        if isinstance(embedding, nn.Parameter):
+            nn.init.trunc_normal_(embedding, std=0.02)
+
+
+@torch.no_grad()
+def init_moco_v3_(
+    tower: nn.Module, projection: nn.Linear | nn.Conv2d, positions: Tensor | None, class_token: Tensor | None
+) -> None:
+    """MoCo v3's: Xavier-uniform, query, key and value each by itself, the patch projection as a matrix.
+
+    Source: facebookresearch/moco-v3 `vits.py` (Chen et al. 2021, appendix).
+    """
+    for part in tower.modules():
+        if isinstance(part, nn.Linear):
+            nn.init.xavier_uniform_(part.weight)
+    nn.init.xavier_uniform_(projection.weight.flatten(1))
+    _zero_biases(tower)
+    if isinstance(positions, nn.Parameter):
+        nn.init.trunc_normal_(positions, std=0.02)
+    if class_token is not None:
+        nn.init.normal_(class_token, std=1e-6)
+
+
+INITIALISERS: dict[str, Callable[[nn.Module, nn.Linear | nn.Conv2d, Tensor | None, Tensor | None], None]] = {
     "clip": init_clip_,
     "siglip": init_siglip_,
     "mae": init_mae_,
+    "timm": init_timm_,
+    "moco_v3": init_moco_v3_,
 }

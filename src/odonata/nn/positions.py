@@ -12,7 +12,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-PositionConvention = Literal["open_clip", "hf", "big_vision", "naflex", "vilt", "blip", "moonvit"]
+PositionConvention = Literal[
+    "open_clip", "hf", "big_vision", "naflex", "vilt", "blip", "moonvit", "dino", "torchvision"
+]
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,8 @@ class _Resize:
     antialias: bool
     align_corners: bool
     source: str
+    offset: float | None = None
+    """Where it is given, not the new size is asked for but a scale, (new + offset) / old: the samples then lie elsewhere."""
 
 
 # OpenAI's own CLIP code has no resizing: it refuses images of another size. Its checkpoints use `open_clip` here.
@@ -35,6 +39,10 @@ _CONVENTIONS: dict[str, _Resize] = {
     "vilt": _Resize("bilinear", False, True, "dandelin/ViLT vision_transformer.py visual_embed"),
     "blip": _Resize("bicubic", False, False, "salesforce/BLIP models/vit.py interpolate_pos_embed"),
     "moonvit": _Resize("bicubic", False, False, "Kimi-VL modeling_kimi_vl.py Learnable2DInterpPosEmb"),
+    "dino": _Resize(
+        "bicubic", False, False, "facebookresearch/dino vision_transformer.py interpolate_pos_encoding", 0.1
+    ),
+    "torchvision": _Resize("bicubic", False, True, "torchvision vision_transformer.py interpolate_embeddings"),
 }
 
 
@@ -60,24 +68,30 @@ def sincos_1d(
     return torch.cat([angles.sin(), angles.cos()], 1).float()
 
 
-def sincos_2d(dim: int, grid: tuple[int, int], prefix_tokens: int = 0) -> Float[Tensor, "tokens dim"]:
-    """Sine-cosine embedding of a grid: first half of the width encodes the column, second half the row.
+def sincos_2d(
+    dim: int, grid: tuple[int, int], prefix_tokens: int = 0, first: Literal["x", "y"] = "x"
+) -> Float[Tensor, "tokens dim"]:
+    """Sine-cosine embedding of a grid: one half of the width encodes the column, the other half the row.
 
     Args:
         dim: width, divisible by 4.
         grid: rows and columns.
         prefix_tokens: rows of zeros that are put first (class token).
+        first: what the first half encodes: the column (`x`; MAE, whose meshgrid does so, and FLIP) or the row (`y`; MoCo
+            v3, which names its axes the other way round).
 
     Returns:
-        Float32 embeddings, row by row. The column comes first because MAE's meshgrid does so ("here w goes first").
+        Float32 embeddings, row by row.
 
-    Source: facebookresearch/mae `util/pos_embed.py` (He et al. 2021); FLIP uses the same.
+    Source: facebookresearch/mae `util/pos_embed.py` (He et al. 2021); facebookresearch/moco-v3 `vits.py` (Chen et al.
+    2021).
     """
     if dim % 4:
         raise ValueError(f"2-D sine-cosine positions need a width divisible by 4, not {dim}")
     rows, columns = grid
     y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
-    patches = torch.cat([sincos_1d(dim // 2, x.flatten()), sincos_1d(dim // 2, y.flatten())], 1)
+    halves = [sincos_1d(dim // 2, x.flatten()), sincos_1d(dim // 2, y.flatten())]
+    patches = torch.cat(halves if first == "x" else halves[::-1], 1)
     return torch.cat([torch.zeros(prefix_tokens, dim), patches])
 
 
@@ -95,7 +109,9 @@ def resize_positions(
         old_grid: rows and columns of `positions`.
         new_grid: rows and columns wanted.
         convention: whose interpolation: `open_clip` (bicubic, antialias), `hf` and `blip` and `moonvit` (bicubic, no
-            antialias), `big_vision` and `vilt` (bilinear, corners aligned), `naflex` (bilinear, antialias).
+            antialias), `big_vision` and `vilt` (bilinear, corners aligned), `naflex` (bilinear, antialias), `dino`
+            (bicubic, by a scale that is 0.1 cell too large: DINO, and DINOv2 without registers), `torchvision` (bicubic,
+            corners aligned).
 
     Returns:
         Prefix and new grid. The very same tensor if the grids are equal.
@@ -113,9 +129,14 @@ def resize_positions(
     how = _CONVENTIONS[convention]
     image = positions[prefix:].unflatten(0, old_grid).permute(2, 0, 1)[None]
     # Antialiased interpolation has no half-precision kernel on CPU, and rounding there would be coarse anyway.
-    resized = F.interpolate(
-        image.float(), new_grid, mode=how.mode, antialias=how.antialias, align_corners=how.align_corners
-    )
+    image = image.to(torch.promote_types(image.dtype, torch.float32))
+    if how.offset is None:
+        resized = F.interpolate(
+            image, new_grid, mode=how.mode, antialias=how.antialias, align_corners=how.align_corners
+        )
+    else:
+        scale = [(new + how.offset) / old for new, old in zip(new_grid, old_grid, strict=True)]
+        resized = F.interpolate(image, scale_factor=scale, mode=how.mode)
     grid = resized[0].permute(1, 2, 0).flatten(0, 1).to(positions.dtype)
     return torch.cat([positions[:prefix], grid])
 
@@ -148,3 +169,18 @@ def resize_positions_per_image(
             made[height, width] = torch.cat([grid, padding])
         rows.append(made[height, width])
     return torch.stack(rows)
+
+
+def relative_position_index(window: int) -> Int[Tensor, "tokens tokens"]:
+    """Returns the row of the bias table for each pair of a window's cells: (Δrow, Δcolumn), row by row.
+
+    Swin's windows use it (Liu et al. 2021, sec. 3.2), and some of its published files store it.
+
+    Args:
+        window: cells on a window's side; the table has `(2 * window - 1)²` rows.
+    """
+    cells = torch.arange(window)
+    rows, columns = cells.repeat_interleave(window), cells.repeat(window)
+    offset_rows = rows[:, None] - rows + window - 1
+    offset_columns = columns[:, None] - columns + window - 1
+    return offset_rows * (2 * window - 1) + offset_columns

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from odonata.nn.activations import ActivationName, activation
-from odonata.nn.attention import Attention
+from odonata.nn.attention import Attention, QKVBias
+from odonata.nn.rope import Rotation
+from odonata.nn.swiglu import SwiGLU
 
 
 class DropPath(nn.Module):
@@ -95,6 +97,8 @@ class Block(nn.Module):
         attention_dropout: dropout of attention weights.
         drop_path: stochastic depth rate.
         layer_scale: start value of a layer scale, or None for none.
+        mlp: `mlp` (two Linears) or `swiglu` (a gated MLP; `mlp_width` is then the width of its gate).
+        qkv_bias, qk_norm: as in `Attention`.
     """
 
     def __init__(
@@ -111,30 +115,40 @@ class Block(nn.Module):
         attention_dropout: float = 0.0,
         drop_path: float = 0.0,
         layer_scale: float | None = None,
+        mlp: Literal["mlp", "swiglu"] = "mlp",
+        qkv_bias: QKVBias = "all",
+        qk_norm: bool = False,
     ) -> None:
         super().__init__()
         self.pre_norm = norm == "pre"
         self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
-        self.attn = Attention(dim, num_heads, dropout=attention_dropout)
+        self.attn = Attention(
+            dim, num_heads, dropout=attention_dropout, qkv_bias=qkv_bias, qk_norm=qk_norm, norm_eps=norm_eps
+        )
         self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
-        self.mlp = MLP(dim, mlp_width or round(dim * mlp_ratio), act, dropout)
+        kind = SwiGLU if mlp == "swiglu" else MLP
+        self.mlp = kind(dim, mlp_width or round(dim * mlp_ratio), act, dropout)
         self.dropout = nn.Dropout(dropout)
         self.drop_path = DropPath(drop_path)
         self.scale1 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
         self.scale2 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
 
     def forward(
-        self, x: Float[Tensor, "batch tokens dim"], mask: Tensor | None = None, is_causal: bool = False
+        self,
+        x: Float[Tensor, "batch tokens dim"],
+        mask: Tensor | None = None,
+        is_causal: bool = False,
+        rotation: Rotation | None = None,
     ) -> Float[Tensor, "batch tokens dim"]:
-        """Returns the transformed tokens; `mask` and `is_causal` as in `Attention.forward`."""
+        """Returns the transformed tokens; `mask`, `is_causal` and `rotation` as in `Attention.forward`."""
         if self.pre_norm:
-            x = x + self._attend(self.norm1(x), mask, is_causal)
+            x = x + self._attend(self.norm1(x), mask, is_causal, rotation)
             return x + self.drop_path(self.scale2(self.mlp(self.norm2(x))))
-        x = self.norm1(x + self._attend(x, mask, is_causal))
+        x = self.norm1(x + self._attend(x, mask, is_causal, rotation))
         return self.norm2(x + self.drop_path(self.scale2(self.mlp(x))))
 
-    def _attend(self, x: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
-        out = self.attn(x, mask=mask, is_causal=is_causal)
+    def _attend(self, x: Tensor, mask: Tensor | None, is_causal: bool, rotation: Rotation | None) -> Tensor:
+        out = self.attn(x, mask=mask, is_causal=is_causal, rotation=rotation)
         return self.drop_path(self.scale1(self.dropout(out)))
 
 
@@ -147,7 +161,8 @@ class Transformer(nn.Module):
         num_heads: attention heads.
         drop_path: stochastic depth rate of the last block; grows linearly from 0 (Huang et al. 2016, eq. 4).
         checkpointing: recompute activations in the backward pass instead of keeping them.
-        mlp_width, mlp_ratio, act, norm, norm_eps, dropout, attention_dropout, layer_scale: as in `Block`.
+        mlp_width, mlp_ratio, act, norm, norm_eps, dropout, attention_dropout, layer_scale, mlp: as in `Block`.
+        qkv_bias, qk_norm: as in `Attention`.
     """
 
     def __init__(
@@ -165,6 +180,9 @@ class Transformer(nn.Module):
         attention_dropout: float = 0.0,
         drop_path: float = 0.0,
         layer_scale: float | None = None,
+        mlp: Literal["mlp", "swiglu"] = "mlp",
+        qkv_bias: QKVBias = "all",
+        qk_norm: bool = False,
         checkpointing: bool = False,
     ) -> None:
         super().__init__()
@@ -182,17 +200,24 @@ class Transformer(nn.Module):
                 attention_dropout=attention_dropout,
                 drop_path=rate,
                 layer_scale=layer_scale,
+                mlp=mlp,
+                qkv_bias=qkv_bias,
+                qk_norm=qk_norm,
             )
             for rate in rates
         )
         self.checkpointing = checkpointing
 
     def forward(
-        self, x: Float[Tensor, "batch tokens dim"], mask: Tensor | None = None, is_causal: bool = False
+        self,
+        x: Float[Tensor, "batch tokens dim"],
+        mask: Tensor | None = None,
+        is_causal: bool = False,
+        rotation: Rotation | None = None,
     ) -> Float[Tensor, "batch tokens dim"]:
-        """Returns the tokens after the last block; `mask` and `is_causal` as in `Attention.forward`."""
+        """Returns the tokens after the last block; `mask`, `is_causal`, `rotation` as in `Attention.forward`."""
         for layer in self.layers:
-            x = self._run(layer, x, mask, is_causal)
+            x = self._run(layer, x, mask, is_causal, rotation)
         return x
 
     def features(
@@ -201,6 +226,7 @@ class Transformer(nn.Module):
         layers: Sequence[int],
         mask: Tensor | None = None,
         is_causal: bool = False,
+        rotation: Rotation | None = None,
     ) -> list[Float[Tensor, "batch tokens dim"]]:
         """Returns the tokens after each of the blocks named by `layers`, in that order; negative numbers count back.
 
@@ -210,15 +236,17 @@ class Transformer(nn.Module):
         wanted = wanted_layers(layers, len(self.layers))
         found: dict[int, Tensor] = {}
         for i, layer in enumerate(self.layers[: max(wanted, default=-1) + 1]):
-            x = self._run(layer, x, mask, is_causal)
+            x = self._run(layer, x, mask, is_causal, rotation)
             if i in wanted:
                 found[i] = x
         return [found[i] for i in wanted]
 
-    def _run(self, layer: nn.Module, x: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
+    def _run(
+        self, layer: nn.Module, x: Tensor, mask: Tensor | None, is_causal: bool, rotation: Rotation | None
+    ) -> Tensor:
         if self.checkpointing and self.training and torch.is_grad_enabled():
-            return checkpoint(layer, x, mask, is_causal, use_reentrant=False)  # pyright: ignore[reportReturnType]
-        return layer(x, mask, is_causal)
+            return checkpoint(layer, x, mask, is_causal, rotation, use_reentrant=False)  # pyright: ignore[reportReturnType]
+        return layer(x, mask, is_causal, rotation)
 
 
 def wanted_layers(layers: Sequence[int], depth: int) -> list[int]:

@@ -124,18 +124,44 @@ def write_published(
         WeightsError: the layout cannot say what this model is, or the folder is not empty.
     """
     folder = Path(folder)
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not overwrite):
-        raise WeightsError(f"{folder} exists and is not an empty folder; choose another or pass overwrite=True")
+    _refuse_occupied(folder, overwrite)
     files = _layout_for_writing(layout, config).write(state, config, preprocess)
+    return write_folder(folder, files, tokenizer_files, overwrite=overwrite)
+
+
+def write_folder(
+    folder: str | Path, files: Files, copies: Mapping[str, Path] | None = None, *, overwrite: bool = False
+) -> list[Path]:
+    """Writes weights and texts into a folder, which appears whole or not at all.
+
+    Args:
+        folder: where to; must not exist or be empty, unless `overwrite`.
+        files: what a layout made.
+        copies: name in the folder to file that is copied there.
+        overwrite: replace a folder that holds something.
+
+    Returns:
+        Files written.
+
+    Raises:
+        WeightsError: the folder is not empty.
+    """
+    folder = Path(folder)
+    _refuse_occupied(folder, overwrite)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as made:
         staged = Path(made) / "new"
         staged.mkdir()
-        write_files(staged, files, tokenizer_files or {})
+        write_files(staged, files, copies or {})
         if folder.is_dir():
             folder.replace(Path(made) / "old")
         staged.replace(folder)
     return sorted(folder.iterdir())
+
+
+def _refuse_occupied(folder: Path, overwrite: bool) -> None:
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not overwrite):
+        raise WeightsError(f"{folder} exists and is not an empty folder; choose another or pass overwrite=True")
 
 
 def _choose(raw: Raw, layout: str | None) -> Layout:

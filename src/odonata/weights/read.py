@@ -4,6 +4,7 @@ A pickle can run code when it is read, and so can, to a lesser degree, a TorchSc
 by PyTorch's restricted unpickler only, and archives only when the caller says so.
 """
 
+import argparse
 import json
 import pickle
 import zipfile
@@ -18,8 +19,9 @@ import torch
 from torch import Tensor
 
 from odonata.errors import WeightsError
+from odonata.weights.nested import choose_entry
 
-_TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
+_TORCH_SUFFIXES = (".pt", ".pth", ".th", ".bin", ".ckpt")
 # The weights of a folder, in the order in which they are looked for.
 _WEIGHT_FILES = (
     "open_clip_model.safetensors",
@@ -50,15 +52,22 @@ class Raw:
     """`safetensors`, `torch`, `torchscript` or `npz`."""
     notes: list[str] = field(default_factory=list[str])
     """What was unwrapped or stripped on the way."""
+    entry: str | None = None
+    """The entry of a training checkpoint that the tensors were taken from."""
+    beside: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+    """What stood beside that network: heads, other networks, queues."""
+    part: str | None = None
+    """The network of a training checkpoint that the tensors belong to; see `odonata.weights.nested`."""
 
 
-def read_state(path: str | Path, *, allow_torchscript: bool = False) -> Raw:
+def read_state(path: str | Path, *, allow_torchscript: bool = False, part: str | None = None) -> Raw:
     """Reads a checkpoint file or folder.
 
     Args:
         path: `.safetensors`, `.pt`, `.pth`, `.bin`, `.ckpt` or `.npz`; or a folder with weights and a configuration as
             transformers, open_clip or Odonata write it, sharded or not.
         allow_torchscript: read TorchScript archives (OpenAI's CLIP files). Their code is loaded, so trust the source.
+        part: which entry of a training checkpoint, such as `teacher`; the usual one if there is none of this name.
 
     Returns:
         Tensors and configuration.
@@ -75,12 +84,19 @@ def read_state(path: str | Path, *, allow_torchscript: bool = False) -> Raw:
     if weights.name.endswith(".index.json"):
         raw.state, raw.files, raw.kind = _read_shards(weights, allow_torchscript)
     else:
-        raw.state, raw.kind = _read_file(weights, allow_torchscript, raw.notes)
+        raw.state, raw.kind = _read_file(weights, allow_torchscript, raw, part)
     _strip_prefix(raw)
     _read_config(raw, folder, weights)
     if not raw.state:
         raise WeightsError(f"{weights} holds no tensors")
     return raw
+
+
+def describe(raw: Raw) -> str:
+    """Returns what a checkpoint of no known layout looks like, for messages."""
+    kind = f"model_type {raw.config.get('model_type')!r}" if raw.config else "no configuration beside it"
+    held = ", ".join(f"{name} {list(raw.state[name].shape)}" for name in sorted(raw.state)[:4])
+    return f"{kind}; it holds {held} …"
 
 
 def _find_weights(folder: Path) -> Path:
@@ -125,8 +141,8 @@ def _read_shards(index: Path, allow_torchscript: bool) -> tuple[dict[str, Tensor
             raise WeightsError(f"{index}: shard {name!r} lies outside the folder")
         if not shard.is_file():
             raise WeightsError(f"{index}: shard {name} is missing; download it too")
-        part, kind = _read_file(shard, allow_torchscript, [])
-        state.update(part)
+        held, kind = _read_file(shard, allow_torchscript, Raw(shard, {}))
+        state.update(held)
         files.append(shard)
     lacking = sorted(set(where) - state.keys())
     if lacking:
@@ -134,7 +150,9 @@ def _read_shards(index: Path, allow_torchscript: bool) -> tuple[dict[str, Tensor
     return state, files, kind
 
 
-def _read_file(file: Path, allow_torchscript: bool, notes: list[str]) -> tuple[dict[str, Tensor], str]:
+def _read_file(
+    file: Path, allow_torchscript: bool, raw: Raw, part: str | None = None
+) -> tuple[dict[str, Tensor], str]:
     size = file.stat().st_size
     if size == 0:
         raise WeightsError(f"{file} is empty; download it again")
@@ -146,10 +164,10 @@ def _read_file(file: Path, allow_torchscript: bool, notes: list[str]) -> tuple[d
         return _read_safetensors(file), "safetensors"
     if suffix == ".npz":
         return _read_npz(file), "npz"
-    if suffix in _TORCH_SUFFIXES:
-        if _is_torchscript(file):
+    if suffix in _TORCH_SUFFIXES or file.name.lower().endswith(".pth.tar"):  # MoCo, SwAV: no archive in spite of it
+        if is_torchscript(file):
             return _read_torchscript(file, allow_torchscript), "torchscript"
-        return _read_pickle(file, notes), "torch"
+        return _read_pickle(file, raw, part), "torch"
     known = ", ".join((".safetensors", ".npz", *_TORCH_SUFFIXES))
     raise WeightsError(f"{file}: files of type {suffix or '(none)'} are not known; known are {known}")
 
@@ -179,8 +197,9 @@ def _from_numpy(array: "np.ndarray[Any, Any]") -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(array).reshape(array.shape))
 
 
-def _is_torchscript(file: Path) -> bool:
-    if not zipfile.is_zipfile(file):
+def is_torchscript(file: Path) -> bool:
+    """Whether a file is a TorchScript archive, which carries code."""
+    if not file.is_file() or not zipfile.is_zipfile(file):
         return False
     with zipfile.ZipFile(file) as archive:
         return any(name.count("/") == 1 and name.endswith("/constants.pkl") for name in archive.namelist())
@@ -199,9 +218,11 @@ def _read_torchscript(file: Path, allow: bool) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in module.state_dict().items()}
 
 
-def _read_pickle(file: Path, notes: list[str]) -> dict[str, Tensor]:
+def _read_pickle(file: Path, raw: Raw, part: str | None) -> dict[str, Tensor]:
     try:
-        content: Any = torch.load(file, map_location="cpu", weights_only=True)
+        # Training files hold the arguments of their script; a Namespace has attributes and runs nothing.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content: Any = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise WeightsError(
             f"{file} holds Python objects other than tensors, which could run code when read, or it is damaged; "
@@ -209,11 +230,10 @@ def _read_pickle(file: Path, notes: list[str]) -> dict[str, Tensor]:
         ) from error
     except Exception as error:  # bytes of unknown origin make the unpickler fail in any way
         raise WeightsError(f"{file} is truncated or not a PyTorch file ({_first_line(error)})") from error
-    for name in ("state_dict", "model_state_dict", "model"):
-        if isinstance(content, dict) and isinstance(content.get(name), dict):
-            notes.append(f"weights taken from the entry {name!r} of {file.name}")
-            content = content[name]
-            break
+    if isinstance(content, dict):
+        content, raw.entry = choose_entry(content, part)
+        if raw.entry is not None:
+            raw.notes.append(f"weights taken from the entry {raw.entry!r} of {file.name}")
     if not isinstance(content, dict):
         raise WeightsError(f"{file} holds a {type(content).__name__}, not a dictionary of tensors")
     others = [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
@@ -223,7 +243,7 @@ def _read_pickle(file: Path, notes: list[str]) -> dict[str, Tensor]:
 
 
 def _strip_prefix(raw: Raw) -> None:
-    for prefix in ("module.", "_orig_mod."):
+    for prefix in ("module.", "_orig_mod.", "_feature_blocks."):
         if raw.state and all(key.startswith(prefix) for key in raw.state):
             raw.state = {key[len(prefix) :]: value for key, value in raw.state.items()}
             raw.notes.append(f"prefix {prefix!r} stripped from all names")
