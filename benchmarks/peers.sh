@@ -20,7 +20,8 @@ held=$(mktemp)
 "$peers" -c 'import torch; print("torch==" + torch.__version__)' > "$held"
 "$peers" -m pip install --quiet --constraint "$held" \
     open_clip_torch==3.3.0 timm==1.0.31 "transformers>=5.20,<6" safetensors
+"$peers" -m pip install --quiet --no-deps lightly==1.6.0  # its losses and heads need none of its dependencies
 rm -f "$held"
 
 "$peers" benchmarks/torchvision_on_cpu.py
-"$peers" -m pip list 2>/dev/null | grep -Ei '^(torch|torchvision|open_clip_torch|timm|transformers) '
+"$peers" -m pip list 2>/dev/null | grep -Ei '^(torch|torchvision|open_clip_torch|timm|lightly|transformers) '

@@ -114,7 +114,7 @@ def test_training_starts_from_a_vit_a_folder_or_a_run(tmp_path, kind):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"variant": "b/15"}, "--variant 'b/15' is unknown; there are ti/8"),
+        ({"variant": "b/15"}, "--variant 'b/15' is unknown; there are vit-ti8"),
         ({"min_count": 1000}, "no noun occurs in 1000 captions or more"),
         ({"nouns": "/nowhere.txt"}, r"/nowhere\.txt"),
         ({"init": "/nowhere"}, "/nowhere does not exist"),
@@ -148,7 +148,7 @@ def test_wrong_weights_and_layouts_are_named(tmp_path):
     with pytest.raises(WeightsError, match="learned positions"):
         hf_vit.write({}, fixed, NOUNS, {})
     peer().save_pretrained(tmp_path / "other")
-    with pytest.raises(OdonataError, match=r"do not fit --variant tiny/16, such as .*want \[64"):
+    with pytest.raises(OdonataError, match=r"do not fit --variant vit-tiny16, such as .*want \[64"):
         run(tiny("catlip", init=str(tmp_path / "other")), tmp_path / "again")
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "model.json").write_text('{"nouns": {"names": []}}')

@@ -99,7 +99,7 @@ def test_wrong_options_are_named(tmp_path, fields, message):
 
 @pytest.mark.shows("dfn", "manners")
 def test_a_filter_that_is_no_pair_of_towers_or_broken_is_named(tmp_path):
-    _, folder = run(tiny("catlip", variant="tiny/16", image_size=32, steps=1), tmp_path / "catlip")
+    _, folder = run(tiny("catlip", variant="vit-tiny16", image_size=32, steps=1), tmp_path / "catlip")
     with pytest.raises(OdonataError, match="scores no pairs: it is no pair of towers"):
         build(tiny("dfn", filter_by=str(folder)))
     with pytest.raises(DataError, match="pair 1 has the score nan: the filter is broken"):

@@ -189,7 +189,7 @@ CASES = [(name, {}) for name in ALL] + [("clip", {"micro_batch": 3}), ("lit", {"
 
 def work(rank, store, out):
     torch.set_num_threads(1)
-    VARIANTS["tiny/16"] = SIZE
+    VARIANTS["vit-tiny16"] = SIZE
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     for number, (name, fields) in enumerate(CASES):
         chosen = ranked(name, **fields)

@@ -62,8 +62,8 @@ def run(chosen, folder):
 
 
 def small_vit(monkeypatch):
-    """Make CatLIP's `tiny/16` the tiny image tower."""
-    monkeypatch.setitem(VARIANTS, "tiny/16", SIZE)
+    """Make CatLIP's `vit-tiny16` the tiny image tower."""
+    monkeypatch.setitem(VARIANTS, "vit-tiny16", SIZE)
 
 
 def digest(module: nn.Module) -> str:

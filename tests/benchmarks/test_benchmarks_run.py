@@ -26,6 +26,18 @@ def test_losses_agree_and_the_table_is_printed():
 
 
 @pytest.mark.slow
+def test_crd_agrees_with_its_peer_and_the_table_is_printed():
+    table = printed("distill_crd.py")
+    assert "loader, our loss" in table and "N = 5,000, K = 1,024" in table
+
+
+@pytest.mark.slow
+def test_a_step_of_mae_agrees_with_transformers_and_the_table_is_printed():
+    table = printed("mae_step.py")
+    assert "transformers, fp32" in table and "all patches" in table
+
+
+@pytest.mark.slow
 def test_the_engine_ends_where_bare_loops_do_and_the_tables_are_printed():
     table = printed("engine_overhead.py")
     assert "bare, checked" in table and "odonata train --help" in table

@@ -48,5 +48,8 @@ BUILD = "odonata.align.build:build"
 LOAD = "odonata.align.predictor:load"
 """`load(path, method, device) -> predictor`, for run folders of this room's methods and for published weights."""
 
+RECOGNISES = "odonata.align.predictor:recognises"
+"""`recognises(path) -> bool`: whether published weights, or a folder of Odonata's, are for this room."""
+
 EXHIBITS = "odonata.align.evaluation:exhibits"
 """`exhibits(recipe, run, count) -> [(picture as a data: address, lines of text)]` for the report page."""

@@ -33,8 +33,8 @@ from odonata.text.nouns import NounFinder, find_nouns
 class CatLIPConfig:
     """CatLIP: classify the nouns of captions."""
 
-    variant: str = "tiny/16"
-    """Image tower by name: b/16, l/16, h/14, …, or tiny/16 for a laptop."""
+    variant: str = "vit-tiny16"
+    """Image tower by name: vit-b16, vit-l16, vit-h14, …, or vit-tiny16 for a laptop."""
     image_size: int = 0
     """Side of the input in pixels (0 = the variant's)."""
     init: str = ""

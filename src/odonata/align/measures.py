@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,24 +17,11 @@ from odonata.data.scenes import TEMPLATES
 from odonata.data.sources import open_image_text
 from odonata.errors import DataError
 from odonata.metrics.bootstrap import bootstrap_mean
+from odonata.metrics.figure import Figure
 from odonata.metrics.knn import knn_scores
 from odonata.metrics.probe import sweep_linear_probe
 from odonata.metrics.retrieval import ranks
 from odonata.metrics.templates import read_templates, templates
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A measured value with its 95 % interval, and over how many pictures or captions it was taken."""
-
-    value: float
-    low: float | None
-    high: float | None
-    count: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values."""
-        return {"value": self.value, "low": self.low, "high": self.high, "count": self.count}
 
 
 class Embedder(Protocol):

@@ -22,7 +22,8 @@ from odonata.engine.checkpoint import weights_file
 from odonata.errors import DataError, WeightsError
 from odonata.metrics.zeroshot import class_embeddings
 from odonata.nn.lora import add_lora, merge_lora
-from odonata.weights.read import read_json, read_state
+from odonata.weights.published import LAYOUTS
+from odonata.weights.read import is_torchscript, read_json, read_state
 
 Picture = str | Path | Image.Image | ImageRef | UInt8[Tensor, "3 height width"]
 
@@ -156,6 +157,25 @@ class TwoTowerPredictor:
         return convert(self, folder, layout)
 
 
+def recognises(path: Path) -> bool:
+    """Whether a folder of Odonata's, or published weights, hold a model of this room.
+
+    Raises:
+        WeightsError: the file cannot be read.
+    """
+    if (path / "model.json").is_file():
+        return "tower" not in read_json(path / "model.json")
+    if is_torchscript(path):
+        return True  # so OpenAI publishes CLIP, and nobody else publishes what is known here
+    raw = read_state(path)
+    return is_catlip(raw.config or {}) or any(layout.recognises(raw) for layout in LAYOUTS.values())
+
+
+def is_catlip(config: dict[str, Any]) -> bool:
+    """Whether a configuration is CatLIP's: a transformers' ViT with several labels a picture. Any other classifies."""
+    return config.get("model_type") == "vit" and config.get("problem_type") == "multi_label_classification"
+
+
 def load(path: Path, method: str | None, device: torch.device, **options: Any) -> Any:
     """Return the predictor of a run of this room, of an Odonata model folder, or of published weights.
 
@@ -175,7 +195,7 @@ def load(path: Path, method: str | None, device: torch.device, **options: Any) -
 
             return load_folder(path, device)
         return _load_folder(path, device)
-    if (path / "config.json").is_file() and read_json(path / "config.json").get("model_type") == "vit":
+    if (path / "config.json").is_file() and is_catlip(read_json(path / "config.json")):
         from odonata.align.convert_catlip import load_vit
 
         return load_vit(path, device)

@@ -85,6 +85,7 @@ def train_recipe(chosen: Recipe, resume_from: Path | None = None) -> Path:
         # Without a checkpoint the run starts over, from whatever it started from: --init, a tower, a filter.
         begun = resume_from is not None and latest_step(folder / "checkpoints") is not None
         task = build(chosen, folder / "assets" if begun else None)
+        chosen = task.recipe or chosen
         if world.leads:
             from rich.console import Console
 
@@ -144,13 +145,26 @@ def load(path: str | Path, *, device: str = "auto", **options: Any) -> Any:
     if (path / "config.yaml").is_file():
         name, _ = read_recipe_name(path / "config.yaml")
         return resolve(room_index(find(name).room).LOAD)(path, name, place, **options)
-    reasons: list[str] = []
+    return resolve(room_index(room_of(path)).LOAD)(path, None, place, **options)
+
+
+def room_of(path: Path) -> str:
+    """Return the room of a run, or of weights.
+
+    Raises:
+        WeightsError: nothing there, or nothing that a room knows.
+    """
+    if not path.exists():
+        raise WeightsError(f"{path}: no such run folder or weights")
+    if (path / "config.yaml").is_file():
+        return find(read_recipe_name(path / "config.yaml")[0]).room
     for room in ROOMS:
-        try:
-            return resolve(room_index(room).LOAD)(path, None, place, **options)
-        except WeightsError as error:
-            reasons.append(str(error))
-    raise WeightsError(reasons[0] if len(reasons) == 1 else f"{path}: no room can read it: " + "; ".join(reasons))
+        recognises = getattr(room_index(room), "RECOGNISES", None)
+        if recognises and resolve(recognises)(path):
+            return room
+    from odonata.weights.read import describe, read_state
+
+    raise WeightsError(f"{path}: the layout is not known ({describe(read_state(path))})")
 
 
 def evaluate(path: str | Path, **options: Any) -> dict[str, Any]:
@@ -159,6 +173,6 @@ def evaluate(path: str | Path, **options: Any) -> dict[str, Any]:
     Returns:
         figures by name, each with its interval where it has one.
     """
-    from odonata.app.commands.evaluate import EvaluateArguments, run_evaluation
+    from odonata.app.commands.evaluate import arguments_of, run_evaluation
 
-    return run_evaluation(EvaluateArguments(Path(path), **options))
+    return run_evaluation(arguments_of([str(path)])(Path(path), **options))

@@ -18,7 +18,7 @@ from odonata.errors import RecipeError
 if TYPE_CHECKING:
     from odonata.engine.recipe import Recipe
 
-ROOMS = ("align",)
+ROOMS = ("align", "represent", "distill")
 """The rooms that are furnished."""
 
 

@@ -12,17 +12,24 @@ from odonata.errors import OdonataError
 
 COMMANDS = {
     "list": ("odonata.app.commands.show:list_methods", "what there is, with the five marks of each method"),
-    "show": ("odonata.app.commands.show:show", "one method: what it is, its marks, its recipe and claims"),
+    "show": (
+        "odonata.app.commands.show:show",
+        "one method or backbone: what it is, its marks, recipe and claims, or its size and cost",
+    ),
     "train": ("odonata.app.commands.train:train", "train a method, or a saved recipe, on your data"),
     "resume": ("odonata.app.commands.train:resume", "go on with a run that was stopped or killed"),
     "compare": ("odonata.app.commands.compare:compare", "runs side by side: what differs, and what came out"),
     "evaluate": (
         "odonata.app.commands.evaluate:evaluate",
-        "retrieval, zero-shot, linear probe and kNN of a run or weights",
+        "measure a run or weights: retrieval, zero-shot, kNN, probes, fine-tuning",
     ),
     "predict": ("odonata.app.commands.predict:predict", "what a model says of pictures"),
     "embed": ("odonata.app.commands.search:embed", "pictures to vectors on disk"),
     "search": ("odonata.app.commands.search:search", "find pictures by words or by a picture"),
+    "features": (
+        "odonata.app.commands.features:features",
+        "what a tower sees, layer by layer, as numbers and pictures",
+    ),
     "filter": ("odonata.app.commands.filter:filter_pairs", "keep the best part of a set of pairs (DFN)"),
     "check-data": ("odonata.app.commands.check_data:check_data", "what is wrong with a data set, before training"),
     "convert": ("odonata.app.commands.convert:convert", "weights between published layouts and ours"),

@@ -100,6 +100,18 @@ class Plot:
 
 
 @dataclass(frozen=True)
+class Published:
+    """Figures of the paper for the cells of a claim, shown beside the claim's own; they decide nothing."""
+
+    quantity: str
+    """The claim's figure that stands beside them."""
+    source: str
+    """Where they are printed, and what they are."""
+    figures: Mapping[str, float]
+    """Cell → figure."""
+
+
+@dataclass(frozen=True)
 class Claim:
     """A claim of a paper as an experiment.
 
@@ -122,6 +134,7 @@ class Claim:
         seeds: of the reported trials, three or more.
         tuning_seeds: others than `seeds`.
         prepare: makes the files that all trials share (a frozen tower), in the folder it is given.
+        published: the paper's own figures for these cells, where it prints them.
 
     Raises:
         RecipeError: the claim would not be a fair test.
@@ -145,6 +158,7 @@ class Claim:
     seeds: tuple[int, ...] = (1, 2, 3, 4, 5)
     tuning_seeds: tuple[int, ...] = (101,)
     prepare: Callable[[Path, float], None] | None = None
+    published: Published | None = None
 
     def __post_init__(self) -> None:
         sizes = {variant: len(self.settings(variant)) for variant in self.variants}
@@ -183,6 +197,8 @@ class Claim:
         plain["grid"] = {variant: [dict(setting) for setting in self.settings(variant)] for variant in self.variants}
         plain["comparisons"] = [asdict(comparison) for comparison in self.comparisons]
         plain["plots"] = [asdict(plot) for plot in self.plots]
+        if self.published is not None:
+            plain["published"] = asdict(self.published)
         return plain
 
     def _check_cells(self) -> None:
@@ -191,3 +207,6 @@ class Claim:
             for cell in comparison.cells():
                 if cell not in known:
                     raise RecipeError(f"{self.name}: {comparison.name!r} reads {cell!r}, which is no cell of the claim")
+        for cell in self.published.figures if self.published else ():
+            if cell not in known:
+                raise RecipeError(f"{self.name}: a published figure for {cell!r}, which is no cell of the claim")

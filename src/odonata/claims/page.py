@@ -84,7 +84,7 @@ def _section(record: Record) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     return (
         f'<h2 id="{escape(record.name)}">{escape(record.name)}: {_verdict(record.verdict)}</h2><dl>{terms}</dl>'
-        f"{draw(claim, record.results())}{_comparisons(record)}{_settings(record)}"
+        f"{draw(claim, record.results())}{_comparisons(record)}{_published(record)}{_settings(record)}"
         f'<p class="faint">{record.cost["trials"]:.0f} trials, {minutes(record.cost["cpu_seconds"])} of CPU time, '
         f"seeds {', '.join(map(str, record.seeds))}; {escape(machine['date'])}, {escape(versions)}.<br>Again: "
         f"<code>{escape(record.command)}</code></p>"
@@ -101,6 +101,21 @@ def _comparisons(record: Record) -> str:
     )
     head = "".join(f"<th>{name}</th>" for name in ("comparison", "cells", "figure", "mean [95 %]", "wanted", "verdict"))
     return f'<div class="wide"><table><tr>{head}</tr>{rows}</table></div>'
+
+
+def _published(record: Record) -> str:
+    beside = record.beside_published()
+    if beside is None:
+        return ""
+    rows = "".join(
+        f'<tr><td>{escape(cell)}</td><td class="n">{theirs:.2f}</td><td class="n">{ours:.2f}</td></tr>'
+        for cell, theirs, ours in beside[0]
+    )
+    source = escape(record.claim["published"]["source"])
+    return (
+        f"<h3>Beside the published figures</h3><p>{source}. Rank correlation with the means here: {beside[1]:.2f}.</p>"
+        f'<div class="wide"><table><tr><th>cell</th><th>published</th><th>here</th></tr>{rows}</table></div>'
+    )
 
 
 def _settings(record: Record) -> str:

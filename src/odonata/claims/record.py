@@ -13,7 +13,7 @@ from typing import Any
 
 from odonata.claims.claim import Comparison
 from odonata.claims.figure import draw
-from odonata.claims.statistics import Outcome, Results, Verdict, compare, verdict_of
+from odonata.claims.statistics import Outcome, Results, Verdict, compare, mean_of, rank_correlation, verdict_of
 from odonata.errors import RunError
 
 RECORDED = Path(__file__).resolve().parent / "recorded"
@@ -58,6 +58,22 @@ class Record:
         comparisons = [Comparison(**plain) for plain in self.claim["comparisons"]]
         outcomes = [compare(comparison, self.results()) for comparison in comparisons]
         return verdict_of(outcomes), outcomes
+
+    def beside_published(self) -> tuple[list[tuple[str, float, float]], float] | None:
+        """Return (cell, published figure, mean of ours), the best published first, and the rank correlation of the two.
+
+        None where the claim has no published figures.
+        """
+        published: dict[str, Any] | None = self.claim.get("published")
+        if not published:
+            return None
+        results = self.results()
+        rows = [
+            (cell, float(figure), mean_of(results[cell], published["quantity"]))
+            for cell, figure in published["figures"].items()
+        ]
+        rows.sort(key=lambda row: -row[1])
+        return rows, rank_correlation([row[1] for row in rows], [row[2] for row in rows])
 
     def save(self, folder: Path) -> Path:
         """Write `NAME.json` and `NAME.svg`; return the first.

@@ -105,6 +105,25 @@ def verdict_of(outcomes: Sequence[Outcome]) -> Verdict:
     return "not supported" if "not supported" in verdicts else "inconclusive"
 
 
+def mean_of(trials: Mapping[int, Mapping[str, float]], quantity: str) -> float:
+    """Return the mean of a figure over the seeds of a cell."""
+    return statistics.fmean(figures[quantity] for figures in trials.values())
+
+
+def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
+    """Return Spearman's ρ; equal values share their mean rank.
+
+    >>> rank_correlation([1.0, 2.0, 3.0], [10.0, 20.0, 15.0])
+    0.5
+    """
+    ranks = [_ranks(values) for values in (first, second)]
+    return statistics.correlation(*ranks)
+
+
+def _ranks(values: Sequence[float]) -> list[float]:
+    return [sum((other < value) + 0.5 * (other == value) for other in values) + 0.5 for value in values]
+
+
 def _paired(comparison: Comparison, treatment: Mapping[int, float], control: Mapping[int, float]) -> Interval:
     if not comparison.ratio:
         return t_interval([treatment[seed] - control[seed] for seed in treatment])

@@ -209,9 +209,19 @@ def train_and_heldout(config: ImageTextData) -> tuple[ImageTextSource, ImageText
         class_template=config.template,
     )
     _refuse_sameness(source)
-    held = next((name for name in ("val", "test") if name != config.split and source.has_split(name)), None)
-    if config.split is not None:
-        return source.split(config.split), source.split(held) if held else None
+    return divide(source, config.split)
+
+
+def divide(source: ImageTextSource, split: str | None = None) -> tuple[ImageTextSource, ImageTextSource | None]:
+    """Divide a source into what is trained on and what is held back; see `train_and_heldout`.
+
+    Args:
+        source: the whole set.
+        split: what to train on; None takes "train", or all but the part held back.
+    """
+    held = next((name for name in ("val", "test") if name != split and source.has_split(name)), None)
+    if split is not None:
+        return source.split(split), source.split(held) if held else None
     if held and source.has_split("train"):
         return source.split("train"), source.split(held)
     return hold_back(source)

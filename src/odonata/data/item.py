@@ -115,6 +115,28 @@ def center_crop_item(item: Item, size: tuple[int, int]) -> Item:
     return clip_boxes(moved, 0.0)
 
 
+def shift_item(item: Item, down: int, right: int) -> Item:
+    """Move the picture's content by whole pixels inside its frame, black where nothing is; boxes end at the edge."""
+    height, width = item.height_width
+    padding = (max(0, right), max(0, -right), max(0, down), max(0, -down))
+    top, left = max(0, -down), max(0, -right)
+
+    def moved(pixels: Tensor) -> Tensor:
+        return F.pad(pixels, padding)[..., top : top + height, left : left + width]
+
+    shift = torch.tensor([right, down])
+    return clip_boxes(
+        replace(
+            item,
+            image=moved(item.image),
+            boxes=None if item.boxes is None else item.boxes + shift.repeat(2).to(item.boxes),
+            points=None if item.points is None else item.points + shift.to(item.points),
+            masks=None if item.masks is None else moved(item.masks),
+        ),
+        0.0,
+    )
+
+
 def letterbox_item(item: Item, size: tuple[int, int], fill: int, interpolation: Interpolation = "bilinear") -> Item:
     """Fit into (height, width), aspect kept, margins filled."""
     height, width = item.height_width

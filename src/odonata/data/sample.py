@@ -112,7 +112,7 @@ class ImageText:
 
     Args:
         image: where the pixels are.
-        captions: one caption or more.
+        captions: one caption or more; none in a set of pictures without words.
         label: class index, where the set has classes.
         id: the set's own name of the item; unique within a source.
         split: "train", "val", "test" or another name that the set gives.

@@ -16,7 +16,7 @@ import functools
 import importlib.resources
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Any, Literal, overload
 
@@ -273,6 +273,13 @@ def zeroshot_set(
             ImageText(sample.image, sample.captions, index % 80, f"zeroshot-{sample.id}", split, sample.extra)
         )
     return ImageTextSource(samples, class_names(), f"scenes:zeroshot:{split}", kind="scenes")
+
+
+def digit_set(n: int = 800, split: Split = "test", seed: int = 0, size: int = 64, clutter: int = 3) -> ImageTextSource:
+    """The pictures of `zeroshot_set` with the digit alone as class: colour, place, size and ground say nothing."""
+    found = zeroshot_set(n, split, seed, size, clutter)
+    samples = [replace(sample, label=int(sample.label or 0) % 10) for sample in found]
+    return ImageTextSource(samples, tuple("0123456789"), f"scenes:digits:{split}", kind="scenes")
 
 
 def _glyph(exemplar: int, side: int) -> tuple[Float[np.ndarray, "side side"], tuple[int, int, int, int]]:

@@ -13,11 +13,12 @@ from odonata.data.keys import mix
 from odonata.data.manifests import read_manifest
 from odonata.data.rows import OnError, Problems
 from odonata.data.sample import ImageText, ImageTextSource
-from odonata.data.scenes import SPLITS, Scenes, class_names, zeroshot_set
+from odonata.data.scenes import SPLITS, Scenes, class_names, digit_set, zeroshot_set
 from odonata.data.tar_shards import read_shards
 from odonata.errors import DataError
 
 MANIFEST_SUFFIXES = (".jsonl", ".ndjson", ".csv", ".tsv")
+_SCENES = ("scenes", "scenes-classes", "scenes-digits")
 _PREFERRED = ("captions", "metadata", "manifest", "annotations", "labels", "train")
 
 
@@ -36,8 +37,8 @@ def open_image_text(
     Args:
         path: a .csv, .tsv or .jsonl manifest; Karpathy's or COCO's caption .json; a folder of class folders, of tar
             shards, of IDX files, of pictures with .txt beside them, or with a caption file in it; a tar file or a glob
-            of them; or "scenes", "scenes:n=2000,size=64,seed=0,objects=1-3,clutter=3" or "scenes-classes:n=800", the
-            embedded set.
+            of them; or "scenes", "scenes:n=2000,size=64,seed=0,objects=1-3,clutter=3",
+            "scenes-classes:n=800" (80 classes) or "scenes-digits:n=800" (10 classes), the embedded sets.
         images: folder that picture names are relative to, where it is not found by itself.
         split: keep the items of this split only; "train" takes "restval" too.
         image_column, caption_column: of a manifest, where they have unusual names.
@@ -48,7 +49,7 @@ def open_image_text(
         DataError: nothing there, an unknown format, or a bad row; the message names file and line.
     """
     text = str(path)
-    if text.split(":")[0] in ("scenes", "scenes-classes"):
+    if text.split(":")[0] in _SCENES:
         source = _open_scenes(text)
         return source if split is None else source.split(split)
     problems = Problems(on_error)
@@ -183,8 +184,10 @@ def _scenes(kind: str, n: int, size: int, seed: int, clutter: int, objects: tupl
         count = n if split == "train" else max(1, n // 8)
         if kind == "scenes-classes":
             samples += zeroshot_set(count, split, seed, size, clutter).samples
+        elif kind == "scenes-digits":
+            samples += digit_set(count, split, seed, size, clutter).samples
         else:
             samples += Scenes(count, split, seed, size, objects, clutter).as_source().samples
     options = f"n={n},size={size},seed={seed},objects={objects[0]}-{objects[1]},clutter={clutter}"
-    classes = class_names() if kind == "scenes-classes" else None
+    classes = {"scenes-classes": class_names(), "scenes-digits": tuple("0123456789")}.get(kind)
     return ImageTextSource(samples, classes, f"{kind}:{options}", kind="scenes")

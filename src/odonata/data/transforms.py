@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 
 from odonata.data import color
-from odonata.data.item import Item, center_crop_item, crop_item, flip_item, letterbox_item, resize_item
+from odonata.data.item import Item, center_crop_item, crop_item, flip_item, letterbox_item, resize_item, shift_item
 from odonata.data.keys import keyed_generator, mix
 from odonata.data.resize import Backend, Interpolation, shortest_side_size
 
@@ -26,6 +26,7 @@ __all__ = [
     "HorizontalFlip",
     "Item",
     "Letterbox",
+    "PaddedCrop",
     "RandomCrop",
     "RandomResizedCrop",
     "Resize",
@@ -134,6 +135,22 @@ class RandomCrop:
         down, across = draw(generator, 2)
         top, left = int(down * (height - want_height + 1)), int(across * (width - want_width + 1))
         return crop_item(item, top, left, want_height, want_width, self.min_visible)
+
+
+@dataclass(frozen=True)
+class PaddedCrop:
+    """Pad all sides with black and cut a window of the picture's own size at a random place (He et al. 2015, sec. 4.2).
+
+    Args:
+        padding: pixels a side; CIFAR's is 4 for 32.
+    """
+
+    padding: int
+
+    def __call__(self, item: Item, generator: torch.Generator) -> Item:
+        down, across = draw(generator, 2)
+        top, left = (int(share * (2 * self.padding + 1)) - self.padding for share in (down, across))
+        return shift_item(item, -top, -left)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,9 @@ from torch import Tensor
 
 from odonata.errors import DataError
 
+BANK_ROWS = 65_536
+"""Training samples compared at a time: 256 MiB of similarities with 1,024 rows, however large the bank is."""
+
 
 @torch.no_grad()
 def knn_scores(
@@ -55,9 +58,21 @@ def knn_scores(
     bank = F.normalize(train.float(), dim=-1)
     votes: list[Tensor] = []
     for rows in test.split(chunk):
-        similarity, nearest = (F.normalize(rows.float(), dim=-1) @ bank.T).topk(min(k, len(train)), dim=1)
+        similarity, nearest = _nearest(F.normalize(rows.float(), dim=-1), bank, min(k, len(train)))
         # Softmax is exp(cosine / temperature) with its sum divided out; the ranking is the same and nothing overflows.
         weight = (similarity / temperature).softmax(1) if weights == "exponential" else similarity.new_full((), 1.0)
         weight = weight.expand_as(similarity) / (1 if weights == "exponential" else similarity.shape[1])
         votes.append(similarity.new_zeros(len(rows), count).scatter_add_(1, train_labels.long()[nearest], weight))
     return torch.cat(votes) if votes else test.new_zeros(0, count)
+
+
+def _nearest(
+    rows: Float[Tensor, "batch dim"], bank: Float[Tensor, "train dim"], k: int
+) -> tuple[Float[Tensor, "batch k"], Int[Tensor, "batch k"]]:
+    """The greatest similarities of each row and where they are, the greatest first."""
+    best, places = rows.new_empty(len(rows), 0), torch.empty(len(rows), 0, dtype=torch.long, device=rows.device)
+    for number, part in enumerate(bank.split(BANK_ROWS)):
+        similarity, nearest = (rows @ part.T).topk(min(k, len(part)), dim=1)
+        best, kept = torch.cat([best, similarity], 1).topk(min(k, best.shape[1] + similarity.shape[1]), dim=1)
+        places = torch.cat([places, nearest + number * BANK_ROWS], 1).gather(1, kept)
+    return best, places

@@ -177,8 +177,22 @@ def print_record(record: Record) -> None:
         interval = measured(outcome).replace("[", r"\[")
         table.add_row(name, outcome["quantity"], interval, wanted(outcome), _painted(outcome["verdict"]))
     console.print(table)
+    if beside := record.beside_published():
+        _print_published(console, record, *beside)
     cost, date = minutes(record.cost["cpu_seconds"]), record.machine["date"]
     console.print(f"{record.cost['trials']:.0f} trials, {cost} of CPU time, {date}", style="dim", highlight=False)
+
+
+def _print_published(
+    console: Console, record: Record, rows: Sequence[tuple[str, float, float]], correlation: float
+) -> None:
+    table = Table(box=None, pad_edge=False)
+    for column in ("cell", "published", "here"):
+        table.add_column(column, justify="left" if column == "cell" else "right")
+    for cell, theirs, ours in rows:
+        table.add_row(cell, f"{theirs:.2f}", f"{ours:.2f}")
+    console.print(f"beside {record.claim['published']['source']}: rank correlation {correlation:.2f}", highlight=False)
+    console.print(table)
 
 
 def _painted(verdict: str | None) -> str:

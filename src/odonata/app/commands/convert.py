@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
@@ -16,16 +16,17 @@ from odonata.app.commands.arguments import parse
 class ConvertArguments:
     """Write a model in another layout: `odonata convert openai-clip.pt out/ --to hf`.
 
-    Reads runs, Odonata's folders, and published weights of OpenAI, open_clip, transformers (CLIP, SigLIP, SigLIP 2, and
-    ViT classifiers as CatLIP) and big_vision. Says what it inferred. Nothing half-written stays behind.
+    Reads runs, Odonata's folders, and published weights: two towers of OpenAI, open_clip, transformers and big_vision;
+    backbones of torchvision, timm, transformers and the papers' own repositories, training checkpoints included. Says
+    what it inferred. Nothing half-written stays behind.
     """
 
     source: Annotated[Path, tyro.conf.Positional]
     """A run folder, or published weights."""
     out: Annotated[Path, tyro.conf.Positional]
     """Folder to write; it must not hold anything."""
-    to: Literal["odonata", "hf", "openai", "open_clip", "big_vision"] = "hf"
-    """The layout."""
+    to: str = "hf"
+    """The layout: odonata, hf; openai, open_clip, big_vision for two towers; timm, torchvision, … for backbones."""
     layout: str | None = None
     """The layout of the source, where it is not to be found out."""
     tokenizer: Path | None = None
@@ -34,21 +35,27 @@ class ConvertArguments:
     """For bare open_clip weights: whether they were trained with QuickGELU, which the file does not tell."""
     allow_torchscript: bool = False
     """Read an archive that carries code, such as OpenAI's originals. Only for files that you trust."""
+    num_heads: int | None = None
+    """For bare transformers: attention heads, which shapes do not tell."""
+    part: str | None = None
+    """Which network of a training checkpoint: teacher, student, encoder_q, …"""
+    convention: str | None = None
+    """For bare EfficientNets: tf or torch padding and epsilon, which the file does not tell."""
+
+
+_TOWER_OPTIONS = ("num_heads", "part", "convention")
 
 
 def convert(arguments: Sequence[str]) -> None:
     """Convert and print what was inferred and written."""
     options = parse(ConvertArguments, "convert", arguments)
-    from odonata.app.api import load
+    from odonata.app.api import load, room_of
 
     published = not (options.source / "config.yaml").is_file() and not (options.source / "model.json").is_file()
-    more = {
-        "layout": options.layout,
-        "tokenizer": options.tokenizer,
-        "quick_gelu": options.quick_gelu,
-        "allow_torchscript": options.allow_torchscript,
-    }
-    model = load(options.source, device="cpu", **(more if published else {}))
+    room = "align" if options.layout else room_of(options.source) if published else ""
+    names = ("layout", "tokenizer", "quick_gelu", "allow_torchscript") if room == "align" else _TOWER_OPTIONS
+    more = {name: getattr(options, name) for name in names} if published else {}
+    model = load(options.source, device="cpu", **more)
     for note in model.notes:
         print(f"- {note}")
     for path in model.convert(options.out, options.to):

@@ -1,119 +1,85 @@
-"""`odonata evaluate`: retrieval, zero-shot, linear probe and kNN of a run or of published weights."""
+"""`odonata evaluate`: what a model is measured by depends on its room."""
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Any
 
-import tyro
 from rich.table import Table
 
-from odonata.app.commands.arguments import at_least, parse, print_json, print_table
+from odonata.app.commands.arguments import parse, print_json, print_table
 from odonata.errors import RecipeError
 
-if TYPE_CHECKING:
-    from odonata.align.measures import Figure
-
-
-@dataclass(frozen=True)
-class EvaluateArguments:
-    """Measure a model: `odonata evaluate RUN --retrieval captions.json --zeroshot cifar10/test --probe cifar10`.
-
-    Every figure has a 95 % bootstrap interval over the pictures. Without a question, a run answers its own recipe's.
-    """
-
-    model: Annotated[Path, tyro.conf.Positional]
-    """A run folder, or published weights."""
-    retrieval: str = ""
-    """Pictures with captions: R@1, 5, 10 both ways and the median rank. `heldout`: what the run held back."""
-    split: str | None = None
-    """Split of those pairs: by default `test`, else `val`, where there is one, else all."""
-    zeroshot: str = ""
-    """Folder of classes: top-1 and top-5 by the nearest class prompt."""
-    templates: Path | None = None
-    """File with one prompt a line, `{}` for the class name; their embeddings are averaged."""
-    probe: str = ""
-    """Folder of classes, with train and test inside where it has them: logistic regression on frozen features."""
-    knn: str = ""
-    """Folder of classes, likewise: weighted nearest neighbours (DINO's protocol)."""
-    most: int = 5000
-    """Pictures used at most from each set."""
-    batch_size: int = 64
-    """Pictures encoded at a time."""
-    which: Literal["best", "last"] = "best"
-    """Which checkpoint of a run."""
-    tokenizer: Path | None = None
-    """The tokenizer's file, for published weights that come without it."""
-    out: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
-    """Also write the figures here as JSON; a run keeps them in evaluation.json anyway."""
-    json: bool = False
-    """For programs: {name: {value, low, high, count}}."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute."""
+ROOMS = {
+    "align": ("odonata.app.commands.evaluate_align", "AlignArguments", "evaluate_align"),
+    "represent": ("odonata.app.commands.evaluate_represent", "RepresentArguments", "evaluate_represent"),
+    "distill": ("odonata.app.commands.evaluate_represent", "RepresentArguments", "evaluate_represent"),
+}
+"""Room → module, its arguments, and its function from arguments to figures."""
 
 
 def evaluate(arguments: Sequence[str]) -> None:
-    """Print a table of figures."""
-    options = parse(EvaluateArguments, "evaluate", arguments)
+    """Print a table of figures; a run keeps them in evaluation.json."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage())
+        return
+    options = parse(arguments_of(arguments), "evaluate", arguments)
     figures = run_evaluation(options)
     if options.json:
         print_json(figures)
         return
     table = Table(box=None, pad_edge=False)
-    for column in ("figure", "value", "95 % interval", "of"):
-        table.add_column(column, justify="left" if column == "figure" else "right")
+    for column in ("figure", "value", "95 % interval", "of", ""):
+        table.add_column(column, justify="left" if column in ("figure", "") else "right")
     for name, figure in figures.items():
         percent = figure["high"] is not None and "rank" not in name
         shown = [f"{figure[k]:.1%}" if percent else f"{figure[k]:.4g}" if figure[k] is not None else "" for k in _SHOWN]
         interval = f"{shown[1]} – {shown[2]}" if figure["high"] is not None else ""
-        table.add_row(name, shown[0], interval, str(figure["count"]))
+        table.add_row(name, shown[0], interval, str(figure["count"]), figure.get("note", ""))
     print_table(table)
 
 
 _SHOWN = ("value", "low", "high")
 
 
-def run_evaluation(options: EvaluateArguments) -> dict[str, Any]:
+def usage() -> str:
+    """Return the help of `odonata evaluate` itself."""
+    return """usage: odonata evaluate MODEL [options]
+
+Measures a run, or published weights. What can be asked depends on what MODEL is; `odonata evaluate MODEL --help` tells.
+  pictures and words   --retrieval, --zeroshot, --probe, --knn
+  pictures alone       --knn, --probe, --few-shot, --finetune, --baselines, each on --data.path"""
+
+
+def arguments_of(arguments: Sequence[str]) -> Any:
+    """Return the class of arguments for the model that is named first.
+
+    Raises:
+        RecipeError: no model is named.
+        WeightsError: no room can read it.
+    """
+    if arguments[0].startswith("-"):
+        raise RecipeError(f"the model comes first: odonata evaluate MODEL {arguments[0]} …")
+    from odonata.app.api import room_of
+
+    module, name, _ = ROOMS[room_of(Path(arguments[0]))]
+    return getattr(importlib.import_module(module), name)
+
+
+def run_evaluation(options: Any) -> dict[str, Any]:
     """Return figures by name, each {value, low, high, count}; a run folder keeps them in evaluation.json.
 
     Raises:
         OdonataError: the model or the data cannot be used, or nothing is asked.
     """
-    from odonata.align import measures
-    from odonata.app.api import load, read_run_recipe
     from odonata.engine.run import write_atomically
 
-    at_least(1, most=options.most, batch_size=options.batch_size)
-    is_run = (options.model / "config.yaml").is_file()
-    more: dict[str, Any] = {"which": options.which} if is_run else {}
-    if options.tokenizer:
-        more["tokenizer"] = options.tokenizer
-    model = load(options.model, device=options.device, **more)
-    asked = [options.retrieval, options.zeroshot, options.probe, options.knn]
-    retrieval = options.retrieval or ("heldout" if is_run and not any(asked) else "")
-    if not retrieval and not any(asked):
-        raise RecipeError("ask for something: --retrieval, --zeroshot, --probe or --knn, each with a path")
-    figures: dict[str, Figure] = {}
-    if retrieval:
-        source = (
-            measures.heldout_of(read_run_recipe(options.model).data)
-            if retrieval == "heldout" and is_run
-            else measures.pairs(retrieval, options.split)
-        )
-        figures |= measures.retrieval_figures(model, source, options.most, options.batch_size)
-    if options.zeroshot:
-        figures |= measures.zeroshot_figures(
-            model, options.zeroshot, options.templates, options.most, options.batch_size
-        )
-    if options.probe:
-        figures |= measures.probe_figures(model, options.probe, options.most, options.batch_size)
-    if options.knn:
-        figures |= measures.knn_figures(model, options.knn, options.most, options.batch_size)
-    plain = {name: figure.to_dict() for name, figure in figures.items()}
-    for path in [options.model / "evaluation.json"] * is_run + [options.out] * bool(options.out):
-        assert path is not None
-        write_atomically(path, json.dumps(plain, indent=1))
-    return plain
+    module, function = next((m, f) for m, name, f in ROOMS.values() if name == type(options).__name__)
+    figures: dict[str, Any] = getattr(importlib.import_module(module), function)(options)
+    places = [options.model / "evaluation.json"] if (options.model / "config.yaml").is_file() else []
+    for path in [*places, *([options.out] if options.out else [])]:
+        write_atomically(path, json.dumps(figures, indent=1))
+    return figures

@@ -16,14 +16,14 @@ from odonata.errors import RecipeError
 
 @dataclass(frozen=True)
 class PredictArguments:
-    """Say what pictures show: `odonata predict RUN photo.jpg --labels "a dog" "a cat"`."""
+    """Say what pictures show: `odonata predict RUN photo.jpg`, with --labels "a dog" "a cat" for pictures and words."""
 
     model: Annotated[Path, tyro.conf.Positional]
     """A run folder, or published weights."""
     pictures: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Pictures, or folders of them."""
     labels: tuple[str, ...] = ()
-    """What they might show, in words."""
+    """What they might show, in words; a classifier has classes of its own."""
     templates: Path | None = None
     """File with one prompt a line, `{}` standing for the label; their embeddings are averaged."""
     tokenizer: Path | None = None
@@ -39,11 +39,12 @@ class PredictArguments:
 def predict(arguments: Sequence[str]) -> None:
     """Print a table of probabilities."""
     options = parse(PredictArguments, "predict", arguments)
-    if not options.labels:
-        raise RecipeError('predict needs --labels, such as --labels "a dog" "a cat"')
     at_least(1, top=options.top)
     pictures = pictures_in(options.pictures)
-    from odonata.app.api import load
+    from odonata.app.api import load, room_of
+
+    if not options.labels and room_of(options.model) == "align":
+        raise RecipeError('predict needs --labels, such as --labels "a dog" "a cat"')
     from odonata.metrics.templates import read_templates
 
     more: dict[str, Any] = {"tokenizer": options.tokenizer} if options.tokenizer else {}

@@ -46,10 +46,12 @@ def list_methods(arguments: Sequence[str]) -> None:
 
 @dataclass(frozen=True)
 class ShowArguments:
-    """Show one method: `odonata show siglip`."""
+    """Show one method, `odonata show siglip`, or one backbone, `odonata show vit-b16`; or all of those: `backbones`."""
 
     name: Annotated[str, tyro.conf.Positional]
-    """The method."""
+    """The method, or the backbone."""
+    image_size: int = 0
+    """For a backbone: side of the picture that it is measured on, in pixels (0 = its own, or 224)."""
     json: bool = False
     """For programs."""
 
@@ -57,6 +59,14 @@ class ShowArguments:
 def show(arguments: Sequence[str]) -> None:
     """Print one method."""
     options = parse(ShowArguments, "show", arguments)
+    from odonata.app.commands import show_backbone
+
+    if options.name == "backbones":
+        show_backbone.show_families(options.json)
+        return
+    if show_backbone.is_backbone(options.name):
+        show_backbone.show_backbone(options.name, options.image_size, options.json)
+        return
     entry = find(options.name)
     evidence = entry.evidence
     if options.json:

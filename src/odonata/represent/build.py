@@ -1,0 +1,217 @@
+"""From a recipe of this room to what the engine trains."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from odonata.backbones.create import build as build_tower
+from odonata.backbones.create import variant
+from odonata.backbones.interface import Backbone
+from odonata.backbones.pretrained import load_backbone
+from odonata.backbones.vit import ViT
+from odonata.data.loader import Batches
+from odonata.data.pictures import (
+    PictureData,
+    ViewDataset,
+    collate_views,
+    picture_sampler,
+    train_and_heldout_pictures,
+    with_classes_of,
+)
+from odonata.data.preprocess import IMAGENET, Preprocess
+from odonata.data.sample import ImageTextSource
+from odonata.engine.recipe import Recipe
+from odonata.engine.task import Task
+from odonata.errors import DataError, RecipeError
+from odonata.represent.assets import TowerAssets
+from odonata.represent.classify import Classify, ClassifyConfig
+from odonata.represent.evaluation import Evaluator, readable
+from odonata.represent.finetune import finetuning_form
+from odonata.represent.methods import METHOD_OF
+from odonata.represent.monitor import Monitor
+from odonata.represent.representation import Representation, TowerOptions
+from odonata.weights.towers import Hints
+
+
+def build(recipe: Recipe, folder: Path | None = None) -> Task:
+    """Return the task of a recipe.
+
+    Args:
+        recipe: of a method of this room.
+        folder: the `assets/` of a run that is resumed.
+
+    Raises:
+        OdonataError: the data, weights or options cannot be used.
+    """
+    data: PictureData = recipe.data
+    train, heldout = train_and_heldout_pictures(data)
+    notes = describe(train, heldout, recipe.method)
+    recipe, derived = effective(recipe, len(train))
+    config: TowerOptions = recipe.method
+    assets = TowerAssets.load(folder) if folder else tower_assets(config, train)
+    if heldout is not None and config.learns_classes:
+        heldout = with_classes_of(heldout, assets.classes)
+    backbone = build_tower(assets.tower)
+    rest: dict[str, Tensor] = {}
+    if config.init and folder is None:
+        said, rest = start_from(backbone, config)
+        notes += [f"init: {note}" for note in said]
+    method = make_method(config, backbone, assets)
+    if rest:
+        notes += [f"init: {note}" for note in method.load_published_rest(rest)]
+    dataset = ViewDataset(train, type(method).views(config), recipe.seed, on_error=data.on_error)
+    sampler = picture_sampler(train, data, recipe.seed)
+    evaluator = Evaluator(assets, train, heldout, recipe.evaluation, skips=data.on_error == "skip")
+    return Task(
+        method=method,
+        batches=Batches(dataset, sampler, collate_views, data.workers, recipe.seed),
+        batch_size=data.batch_size,
+        fingerprint=train.fingerprint(),
+        evaluate=evaluator.measure if evaluator.measures else None,
+        goal=evaluator.goal(method),
+        save_assets=assets.save,
+        assets=assets,
+        recipe=recipe,
+        watch=Monitor(method, recipe.steps),
+        notes=notes + evaluator.notes + derived,
+    )
+
+
+def make_method(config: TowerOptions, backbone: Backbone, assets: TowerAssets) -> Representation:
+    """Return the method of a configuration around a tower."""
+    kind: Callable[..., Representation] = METHOD_OF[type(config)]
+    if isinstance(config, ClassifyConfig):
+        return Classify(config, backbone, assets.preprocess, len(assets.classes))
+    return kind(config, backbone, assets.preprocess)
+
+
+def effective(recipe: Recipe, pictures: int) -> tuple[Recipe, list[str]]:
+    """Return the recipe with what follows from data and batch, and the lines that say so.
+
+    Args:
+        recipe: as it was given.
+        pictures: to train on.
+    """
+    config, batch = recipe.method, recipe.data.batch_size
+    lr, steps = recipe.optim.lr, recipe.steps
+    rate = f"learning rate {lr:.4g}"
+    if config.lr_per:
+        lr = recipe.optim.lr * batch / config.lr_per
+        rate = f"learning rate {recipe.optim.lr:.4g} × {batch} / {config.lr_per} = {lr:.4g}"
+    if config.epochs:
+        steps = max(1, math.ceil(config.epochs * (pictures // batch)))
+    warms = config.head_warmup if config.head_warmup >= 0 else (0.1 if config.init else 0.0)
+    slower = config.backbone_lr if config.backbone_lr >= 0 else (0.1 if config.init else 1.0)
+    scales = dict(recipe.optim.lr_scales)
+    if slower != 1.0 and "backbone." not in scales:
+        scales |= {"backbone.": slower} | ({"backbone.head.": 1.0} if config.learns_classes else {})
+    optim = dataclasses.replace(recipe.optim, lr=lr, lr_scales=scales)
+    method = dataclasses.replace(config, lr_per=0, epochs=0.0, head_warmup=warms, backbone_lr=1.0)
+    share = f"{recipe.devices} × {batch // recipe.devices // recipe.accumulate} × {recipe.accumulate} accumulated"
+    lines = [
+        f"effective batch: {batch} = {share}",
+        f"effective {rate}, then {recipe.schedule.kind} after a warm-up of {_warmup(recipe, steps)} steps",
+        f"effective length: {steps} steps = {steps * batch / pictures:.1f} epochs of {pictures} pictures",
+    ]
+    if warms:
+        lines.append(
+            f"head warm-up: only the heads learn for {warms:.0%} of the run; then the tower at {slower:g} × the rate"
+        )
+    return dataclasses.replace(recipe, method=method, optim=optim, steps=steps), lines
+
+
+def _warmup(recipe: Recipe, steps: int) -> int:
+    warmup = recipe.schedule.warmup
+    return round(warmup * steps) if warmup < 1 else round(warmup)
+
+
+def start_from(backbone: Backbone, config: TowerOptions) -> tuple[list[str], dict[str, Tensor]]:
+    """Fill a tower with the weights that `--init` names; return notes, and what else a published file holds.
+
+    A transformer may come in another form than it was pre-trained in: with trainable positions, for another size of
+    pictures, pooled otherwise, with stochastic depth.
+
+    Raises:
+        WeightsError: they cannot be read.
+        RecipeError: they are of another architecture.
+    """
+    path, part, rest = Path(config.init), config.init_part or None, dict[str, Tensor]()
+    if (path / "config.yaml").is_file():
+        from odonata.represent.predictor import tower_of_run
+
+        tower, name = tower_of_run(path, part)
+        notes = [f"tower of {path} ({name}); heads start anew"]
+    else:
+        found = load_backbone(path, Hints(part=part))
+        tower, notes, rest = found.backbone, found.published.notes, found.published.rest
+    if isinstance(tower, ViT) and isinstance(backbone, ViT) and _same_blocks(tower, backbone):
+        tower = finetuning_form(tower, backbone.config)
+    own = backbone.state_dict()
+    state = {k: v for k, v in tower.state_dict().items() if not k.startswith("head.")}
+    wrong = [k for k, v in state.items() if k not in own or own[k].shape != v.shape]
+    wrong += [k for k in own if k not in state and not k.startswith("head.")]
+    if wrong:
+        seen = list(state[wrong[0]].shape) if wrong[0] in state else "nothing"
+        want = list(own[wrong[0]].shape) if wrong[0] in own else "nothing"
+        raise RecipeError(
+            f"--init {path}: {len(wrong)} tensors do not fit --backbone {config.backbone} at "
+            f"--image-size {config.image_size}, such as {wrong[0]}: want {want}, found {seen}"
+        )
+    backbone.load_state_dict(state, strict=False)
+    return notes, rest
+
+
+def _same_blocks(one: ViT, other: ViT) -> bool:
+    """Whether two transformers have the same blocks and patches, however they place and pool them."""
+    names = ("width", "depth", "num_heads", "mlp_width", "patch_size", "class_token", "layer_scale")
+    return all(getattr(one.config, name) == getattr(other.config, name) for name in names)
+
+
+def tower_assets(config: TowerOptions, source: ImageTextSource) -> TowerAssets:
+    tower = variant(config.backbone)
+    if "image_size" in {field.name for field in dataclasses.fields(tower)}:
+        tower = _sized(tower, config)
+    if getattr(config, "drop_path", 0.0):
+        if "drop_path" not in {field.name for field in dataclasses.fields(tower)}:
+            raise RecipeError(f"--drop-path: {config.backbone} has no stochastic depth")
+        tower = dataclasses.replace(tower, drop_path=config.drop_path)  # pyright: ignore[reportAttributeAccessIssue]
+    classes = source.classes or () if config.learns_classes else ()
+    if config.learns_classes and len(classes) < 2:
+        found = f"one class only ({classes[0]!r})" if classes else "no classes"
+        raise DataError(f"{source.origin}: {found}: a classifier needs two or more, as folders path/class/*.jpg")
+    size = config.image_size
+    # Small pictures are scaled whole; larger ones as ImageNet's evaluation has it.
+    way = {"resize": "squash"} if size <= 64 else {"resize": "shortest", "resize_size": round(size * 256 / 224)}
+    return TowerAssets(tower, Preprocess.from_dict(IMAGENET.to_dict() | {"size": size} | way), classes)
+
+
+def _sized(tower: Any, config: TowerOptions) -> Any:
+    try:
+        return dataclasses.replace(tower, image_size=config.image_size)
+    except ValueError as error:
+        raise RecipeError(f"--backbone {config.backbone} --image-size {config.image_size}: {error}") from error
+
+
+def describe(train: ImageTextSource, heldout: ImageTextSource | None, config: TowerOptions) -> list[str]:
+    held = f", {len(heldout)} held back" if heldout is not None else ", none held back"
+    notes = [f"data: {len(train)} pictures of {train.origin}{held}"]
+    if train.problems:
+        notes.append(f"left out: {len(train.problems)} pictures, first: {train.problems[0]}")
+    if train.classes and not config.learns_classes:
+        notes.append(
+            f"labels: {len(train.classes)} classes, not used for training; kNN on held-back pictures uses them"
+        )
+    # What cannot be read is named, or left out, where it is used.
+    first = [s for s in train[: min(64, len(train))] if readable(s)]
+    small = [s for s in first if min(s.image.tensor().shape[-2:]) < config.image_size]
+    if small:
+        notes.append(
+            f"pictures smaller than --image-size {config.image_size}, such as {small[0].image.name}: they are enlarged"
+        )
+    return notes
