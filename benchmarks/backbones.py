@@ -10,8 +10,9 @@ training step is forward, cross-entropy over 1,000 classes, backward, and an upd
 peers, as their documentation has it, and that of our engine by us. Peers run as they come: float32, eager. We run so
 too, and with `--precision bf16` (autocast), and with `--compile` compiled as well.
 
-In float32, logits, the loss and the norm of its gradient must agree to 1e-4; in bf16 the loss to 2 %. With one thread the time
-is that of the CPU, which a busy machine disturbs less than the clock on the wall; with more it is the latter.
+In float32, logits and loss must agree to 1e-4 and the norm of the gradient to 1 % (batch statistics of so few images
+magnify rounding); in bf16 the loss to 2 %. With one thread the time is that of the CPU, which a busy machine disturbs
+less than the clock on the wall; with more it is the latter.
 
 `efficientnet-b0` has TensorFlow's padding, as the authors' weights (timm's `tf_efficientnet_b0`), and
 `efficientnet-b0-torch` timm's own symmetrical one, which is faster.
@@ -73,6 +74,9 @@ def prepare(name: str, model: str, folder: Path, threads: int, compiled: bool) -
 
     torch.set_num_threads(threads)
     batch = torch.load(folder / "batch.pt")
+    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+    if compiled and cores:  # compilers may use every core; what they make may not
+        os.sched_setaffinity(0, range(os.cpu_count() or 1))
     version, load, optimizer_of = {"ours": _ours, "timm": _timm, "transformers": _transformers}[name](model, folder)
     ways = [way for way, (_, compiles) in WAYS.items() if name == "ours" and (compiled or not compiles)] or ["fp32"]
     cases: dict[str, Callable[[], Any]] = {}
@@ -84,6 +88,8 @@ def prepare(name: str, model: str, folder: Path, threads: int, compiled: bool) -
         loss, norm = train()
         found[way] = {"logits": logits.float().flatten()[:2000].tolist(), "loss": loss, "norm": norm}
         cases[f"forward {way}"], cases[f"training {way}"] = forward, train
+    if compiled and cores:
+        os.sched_setaffinity(0, cores)
     clock = time.process_time if threads == 1 else time.perf_counter
 
     def round_() -> dict[str, Any]:
@@ -135,8 +141,7 @@ def _ours(model: str, folder: Path) -> tuple[str, Callable[[], Any], Callable[[A
     import torch
 
     import odonata
-    from odonata.backbones.create import from_plain
-    from odonata.backbones.create import build
+    from odonata.backbones.create import build, from_plain
     from odonata.engine.param_groups import build_optimizer
     from odonata.engine.recipe import AdamW
 
@@ -193,8 +198,8 @@ def compare(found: dict[str, dict[str, Any]]) -> None:
     ours = found["ours"]["fp32"]
     for name, ways in found.items():
         for way, other in ways.items():
-            bound = 0.02 if "bf16" in way else 1e-4
-            for key in ("loss",) if "bf16" in way else ("logits", "loss", "norm"):
+            bounds = {"loss": 0.02} if "bf16" in way else {"logits": 1e-4, "loss": 1e-4, "norm": 1e-2}
+            for key, bound in bounds.items():
                 a, b = np.asarray(other[key]), np.asarray(ours[key])
                 error = float(np.abs(a - b).max() / np.abs(b).max())
                 if not error < bound:

@@ -1,23 +1,19 @@
 """kNN of frozen features: 10,000 against 50,000, 384 wide, k = 20.
 
-    python benchmarks/knn.py            # 4 threads; half a minute
+    python benchmarks/knn.py            # 4 threads; a minute
     python benchmarks/knn.py --quick    # 500 against 5,000
 
-One process, in turn, the best time of each on the wall and of the CPU, and the memory that each needs above its inputs.
-Peers: "DINO" does what DINO's evaluation does, written anew here: the test set in 100 parts, and the votes as a one-hot
-tensor of neighbours × classes; "scikit-learn" is `KNeighborsClassifier` with the cosine metric and brute force, whose
-votes are weighted alike. All must give the same class for all but 1 in 1,000 samples (votes can be equal), or the run fails.
+One process, in turn, the best time of each on the wall, and of all CPUs together.
+Peers: "DINO" does what DINO's evaluation does, written anew here: the test set in 100 parts, and the votes as a
+one-hot tensor of neighbours × classes; "scikit-learn" is `KNeighborsClassifier` with the cosine metric and brute force,
+whose votes are weighted alike. All must give the same class for all but 1 in 1,000 samples (votes can be equal), or the
+run fails.
 """
 
 import argparse
-import json
 import os
-import resource
-import subprocess
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -73,37 +69,14 @@ FUNCTIONS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = dict(
 )
 
 
-def memory(name: str, train: int, test: int) -> float:
-    """Return the megabytes that one contestant needs above its inputs, in a process of its own."""
-    command = [sys.executable, str(Path(__file__).resolve()), "--child", name, str(train), str(test)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{name} failed:\n{done.stderr}")
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def peak(name: str, train: int, test: int) -> float:
-    """Return the growth of this process's memory, in megabytes, while the contestant works."""
-    bank, labels, rows = features(train, test)
-    FUNCTIONS[name](bank[:100], labels[:100], rows[:10])  # libraries wake up
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    FUNCTIONS[name](bank, labels, rows)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-
-
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="500 against 5,000")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--threads", type=int, default=4)
-    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    if arguments.child:
-        name, train, test = arguments.child
-        print(json.dumps(peak(name, int(train), int(test))))
-        return
     import sklearn
 
     train, test = (5000, 500) if arguments.quick else (50_000, 10_000)
@@ -124,14 +97,10 @@ def main() -> None:
         f"{test:,} × {train:,}, {WIDTH} wide, k = {K}, {arguments.threads} threads, load {os.getloadavg()[0]:.0f}, "
         f"torch {torch.__version__}, scikit-learn {sklearn.__version__}"
     )
-    print(f"{'':14}{'seconds':>9}{'CPU s':>8}{'time / ours':>13}{'CPU / ours':>12}{'MB':>7}  other classes")
+    print(f"{'':14}{'seconds':>9}{'CPU s':>8}{'time / ours':>13}{'CPU / ours':>12}  other classes")
     for name in NAMES:
         ratios = wall[name] / wall["ours"], cpu[name] / cpu["ours"]
-        megabytes = memory(name, train, test)
-        print(
-            f"{name:14}{wall[name]:9.2f}{cpu[name]:8.2f}{ratios[0]:13.2f}{ratios[1]:12.2f}{megabytes:7.0f}  "
-            f"{different[name]:.2%}"
-        )
+        print(f"{name:14}{wall[name]:9.2f}{cpu[name]:8.2f}{ratios[0]:13.2f}{ratios[1]:12.2f}  {different[name]:.2%}")
 
 
 if __name__ == "__main__":

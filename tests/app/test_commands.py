@@ -1,5 +1,6 @@
 """Every command end to end, as the documents write it."""
 
+import contextlib
 import csv
 import dataclasses
 import json
@@ -23,6 +24,7 @@ from odonata.app.api import recipe
 from odonata.app.catalog import default_recipe, methods
 from odonata.app.cli import COMMANDS
 from odonata.app.commands.train import parse_recipe
+from odonata.card import MARKS
 from odonata.engine.config_file import from_plain, read_recipe_name, to_plain, write_recipe
 from odonata.engine.recipe import SGD, AdamW, Recipe
 from odonata.errors import RecipeError
@@ -66,8 +68,10 @@ def test_list_shows_methods_and_marks():
     done = odonata("list")
     rows = done.out.splitlines()
     assert done.status == 0 and [row.split()[0] for row in rows[1:]] == NAMES, "a row a method, unbroken"
-    listed = odonata("list", "align", "--json").json
+    listed = odonata("list", "--json").json
     assert [row["name"] for row in listed] == NAMES
+    rooms = [row["name"] for room in ("align", "represent", "distill") for row in odonata("list", room, "--json").json]
+    assert rooms == NAMES
     assert all(set(row["marks"]) == {"trains", "parity", "weights", "claim", "manners"} for row in listed)
     assert "no room 'kitchen'; there are align" in refused("list", "kitchen")
 
@@ -76,7 +80,7 @@ def test_list_shows_methods_and_marks():
 def test_show(name):
     assert f"odonata train {name}" in odonata("show", name).out
     shown = odonata("show", name, "--json").json
-    assert shown["name"] == name and "arXiv" in shown["paper"] and shown["claims"]
+    assert shown["name"] == name and "arXiv" in shown["paper"] and set(shown["marks"]) == set(MARKS)
 
 
 @pytest.mark.parametrize(
@@ -142,6 +146,8 @@ def other_values(value, hint):
         return [value / 3 + 1e-9, 1e-7, 3.0, -1e12]
     if hint is str:
         return ["", "runs/ä ö: 'x' #1 → \"y\"", "null", "1e-3", "no", "- a"]
+    if origin is tuple and typing.get_origin(arguments[0]) is typing.Literal:
+        return [(), typing.get_args(arguments[0])[:2]]
     if origin is tuple:
         return [(0.25,) * len(value)] if Ellipsis not in arguments else [(), (0.1, 0.5)]
     if origin is dict:
@@ -161,14 +167,16 @@ def variations(node):
                 yield dataclasses.replace(node, **{field.name: changed})
         elif field.name != "name":
             for changed in other_values(value, hints[field.name]):
-                yield dataclasses.replace(node, **{field.name: changed})
+                # A configuration that refuses impossible values itself has them refused, wherever they come from.
+                with contextlib.suppress(RecipeError):
+                    yield dataclasses.replace(node, **{field.name: changed})
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_field_survives_yaml(name, tmp_path):
     """A property over all fields: whatever one option changes comes back from the file, but the run folder."""
     changed = list(variations(default_recipe(name)))
-    assert len(changed) > 100
+    assert len(changed) > 100, "most fields take other values"
     for value in changed:
         plain = yaml.safe_load(yaml.safe_dump(to_plain(value), sort_keys=False, allow_unicode=True))
         assert from_plain(plain, default_recipe(name), "x") == value
@@ -515,7 +523,7 @@ def test_the_first_command_of_the_documents(shared_data, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(set(NAMES) - {"siglip", "clip"}))
+@pytest.mark.parametrize("name", ["catlip", "dfn", "flip", "lit"])
 def test_the_other_methods_by_command(name, tmp_path, photos):
     more = {"lit": ["--tower-steps", 2], "dfn": ["--filter-steps", 2, "--clean", "scenes:n=24,size=32"], "catlip": []}
     done = odonata("train", name, *TINY, *more.get(name, []), "--out", tmp_path / "run")

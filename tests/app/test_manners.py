@@ -24,7 +24,7 @@ QUICK = {
     "dfn": ("--filter-steps", 1, "--clean", "scenes:n=16,size=32", "--keep", 0.9),
     "catlip": ("--min-count", 1),
 }
-NAMES = [entry.name for entry in methods()]
+NAMES = [entry.name for entry in methods("align")]
 every_method = pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.shows(n, "manners")) for n in NAMES])
 
 

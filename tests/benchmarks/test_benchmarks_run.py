@@ -44,6 +44,33 @@ def test_the_engine_ends_where_bare_loops_do_and_the_tables_are_printed():
 
 
 @pytest.mark.slow
+def test_neighbours_agree_with_scikit_learn_and_the_table_is_printed():
+    table = printed("knn.py")
+    assert "500 × 5,000" in table and "scikit-learn" in table
+
+
+@pytest.mark.slow
+def test_what_a_gpu_is_measured_by_runs_without_one():
+    table = printed("gpu.py", "--device", "cpu")
+    assert "resnet50" in table and "MAE" in table and "no MFU" in table
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not PEERS.is_file(), reason="the peers are not installed: sh benchmarks/peers.sh")
+@pytest.mark.parametrize(
+    ("name", "peer"),
+    [
+        ("backbones.py", "efficientnet-b0"),
+        ("dino_step.py", "lightly"),
+        ("augmentations.py", "torchvision, tensors"),
+    ],
+)
+def test_towers_steps_and_views_agree_with_their_peers(name, peer):
+    table = printed(name)
+    assert "ours" in table and peer in table
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(not PEERS.is_file(), reason="the peers are not installed: sh benchmarks/peers.sh")
 @pytest.mark.parametrize(("name", "peer"), [("text_templates.py", "transformers"), ("embed_files.py", "one by one")])
 def test_peers_agree_and_the_table_is_printed(name, peer):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from odonata.claims.claim import Comparison, Trial
+from odonata.claims.claim import Comparison, Published, Trial
 from odonata.errors import RecipeError
 
 
@@ -17,6 +17,7 @@ from odonata.errors import RecipeError
         ({"comparisons": (Comparison("?", "new@small", "old@small", "score", ">", primary=False),)}, "no primary"),
         ({"comparisons": (Comparison("?", "new@small", "young@small", "score", ">"),)}, "'young@small'"),
         ({"comparisons": (Comparison("?", "new@small - new@large", 0.0, "score", ">"),)}, "'new@large'"),
+        ({"published": Published("score", "a paper", {"new@large": 1.0})}, "published figure for 'new@large'"),
     ],
 )
 def test_unfair_claims_are_refused(toy_claim, changes, message):

@@ -5,8 +5,10 @@ import sys
 
 import pytest
 
-from odonata import align, claims
+from odonata import align, claims, distill, represent
 from odonata.errors import RecipeError
+
+METHODS = {"align": align.METHODS, "represent": represent.METHODS, "distill": distill.METHODS}
 
 
 @pytest.mark.parametrize("name", claims.CLAIMS)
@@ -14,11 +16,11 @@ def test_every_name_leads_to_its_claim(name):
     claim = claims.load(name)
     assert claim.name == name
     assert claim.room == claims.CLAIMS[name].room
-    assert set(claim.methods) <= set(align.METHODS)
+    assert set(claim.methods) <= set(METHODS[claim.room])
 
 
 def test_methods_and_claims_name_each_other():
-    by_method = {(method, name) for method, card in align.METHODS.items() for name in card.claims}
+    by_method = {(method, name) for room in METHODS.values() for method, card in room.items() for name in card.claims}
     assert {name for _, name in by_method} == set(claims.CLAIMS)
     for method, name in by_method:
         assert method in claims.load(name).methods

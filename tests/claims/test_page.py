@@ -2,6 +2,7 @@
 
 from html.parser import HTMLParser
 
+from odonata.claims.claim import Published
 from odonata.claims.page import measured, minutes, page, wanted
 from odonata.claims.runner import run_claim
 
@@ -57,6 +58,18 @@ def test_page_is_whole_and_tells_failures_like_successes(toy_claim, tmp_path):
     assert "a &lt; b &amp; c" in text and "a < b" not in text
     assert text.count("<svg") == 2
     assert "src=" not in text and "http-equiv" not in text
+
+
+def test_published_figures_have_a_table_where_there_are_some(toy_claim, tmp_path):
+    published = Published("score", "table 1 of <a paper>", {"new@small": 72.5, "old@small": 70.25})
+    records = [run_claim(toy_claim(published=published), tmp_path / "a"), run_claim(toy_claim(), tmp_path / "b")]
+    text = page(records)
+    checker = Balance()
+    checker.feed(text)
+    assert (checker.wrong, checker.open) == ([], [])
+    assert text.count("Beside the published figures") == 1
+    assert "table 1 of &lt;a paper&gt;. Rank correlation with the means here: 1.00." in text
+    assert text.index("72.50") < text.index("70.25")
 
 
 def test_numbers_read_as_they_are_meant():

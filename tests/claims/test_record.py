@@ -7,6 +7,7 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 
 from odonata import claims
+from odonata.claims.claim import Published
 from odonata.claims.record import RECORDED, Record, record_in_package
 from odonata.claims.runner import run_claim
 from odonata.errors import RunError
@@ -26,6 +27,18 @@ def test_smoke_tests_and_verdicts_without_ground_are_not_recorded(toy_claim, tmp
     with pytest.raises(RunError, match="does not follow from the figures"):
         record_in_package(dataclasses.replace(record, verdict="not supported"), tmp_path)
     assert record_in_package(record, tmp_path) == tmp_path / "toy.json"
+
+
+def test_published_figures_stand_beside_ours_in_their_order(toy_claim, tmp_path):
+    figures = {"old@small": 70.0, "new@small": 72.0}
+    record = run_claim(toy_claim(published=Published("score", "a paper", figures)), tmp_path)
+    beside = Record.load(record.save(tmp_path / "out")).beside_published()
+    assert beside is not None
+    rows, correlation = beside
+    assert [(cell, theirs) for cell, theirs, _ in rows] == [("new@small", 72.0), ("old@small", 70.0)]
+    assert rows[0][2] > rows[1][2]
+    assert correlation == pytest.approx(1)
+    assert run_claim(toy_claim(), tmp_path / "other").beside_published() is None
 
 
 def test_what_is_not_a_record_is_an_error(tmp_path):

@@ -8,7 +8,15 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from odonata.claims.claim import Comparison
-from odonata.claims.statistics import Interval, Outcome, compare, judge, t_interval, verdict_of
+from odonata.claims.statistics import (
+    Interval,
+    Outcome,
+    compare,
+    judge,
+    rank_correlation,
+    t_interval,
+    verdict_of,
+)
 
 NEW = {1: 50.1, 2: 61.9, 3: 44.0, 4: 58.7, 5: 39.9}
 OLD = {1: 49.0, 2: 60.5, 3: 43.2, 4: 57.1, 5: 39.1}
@@ -110,3 +118,10 @@ def test_figures_that_cannot_be_compared_are_refused():
         t_interval([1.0, math.inf])
     with pytest.raises(ValueError, match="two finite values or more"):
         t_interval([1.0])
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=3, max_size=14))
+def test_rank_correlation_is_scipys(pairs):
+    first, second = ([float(pair[i]) for pair in pairs] for i in (0, 1))
+    if len(set(first)) > 1 and len(set(second)) > 1:
+        assert rank_correlation(first, second) == pytest.approx(stats.spearmanr(first, second).statistic, abs=1e-9)

@@ -1,9 +1,11 @@
 """Transforms: Pillow's colours, geometry that carries boxes, masks and points along, chance from the key alone."""
 
 import itertools
+import math
 
 import numpy as np
 import pytest
+import scipy.ndimage
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -99,6 +101,17 @@ def test_blur_keeps_flat_pictures_and_the_mean():
     image = picture()
     assert abs(color.gaussian_blur(image, 1.5).float().mean() - image.float().mean()) < 1
     assert color.gaussian_blur(image, 3.0).float().std() < image.float().std()
+
+
+@pytest.mark.parametrize(("height", "width"), [(60, 80), (32, 64), (33, 7)])
+@pytest.mark.parametrize("sigma", [0.1, 0.8, 2.0])
+def test_blur_is_scipys_within_one_level(height, width, sigma):
+    image = picture(height, width)
+    radius = min(math.ceil(3 * sigma), height - 1, width - 1)
+    values = image.double().numpy()
+    theirs = scipy.ndimage.gaussian_filter(values, (0, sigma, sigma), mode="mirror", radius=radius)
+    difference = np.abs(color.gaussian_blur(image, sigma).numpy() - theirs)
+    assert difference.max() <= 0.501  # half a level is the rounding to bytes
 
 
 def test_two_flips_are_none():

@@ -28,7 +28,7 @@ from odonata.represent.assets import TowerAssets
 from odonata.represent.predictor import TowerPredictor
 from odonata.weights.read import read_state
 
-TINY = {"image_size": 16, "data__path": "scenes-digits:n=160,size=32", "data__batch_size": 16, "steps": 4,
+TINY = {"image_size": 16, "data__path": "digits:n=160,size=32", "data__batch_size": 16, "steps": 4,
         "teacher_steps": 2, "evaluation__pictures": 10, "num_negatives": 32, "log_every": 1}  # fmt: skip
 CPU = torch.device("cpu")
 
@@ -71,9 +71,7 @@ def test_kd_of_two_transformers_networks_gives_their_own_loss_and_gradients(tmp_
     images = (given.views[0].double() / 255 - method.mean) / method.std
     theirs_student, theirs_teacher = networks[0].double().train(), networks[1].double().eval()
     logits, soft = theirs_student(images).logits, theirs_teacher(images).logits.detach()
-    softened = torch.nn.functional.kl_div(
-        (logits / 4).log_softmax(1), (soft / 4).softmax(1), reduction="batchmean"
-    )
+    softened = torch.nn.functional.kl_div((logits / 4).log_softmax(1), (soft / 4).softmax(1), reduction="batchmean")
     want = 0.1 * torch.nn.functional.cross_entropy(logits, given.labels) + 0.9 * 16 * softened
     want.backward()
     # `pixels` computes in float32, as it does in training; the reference gets the same pictures.
@@ -183,7 +181,7 @@ def test_a_student_follows_its_teacher_on_eight_pictures():
 @pytest.mark.slow
 def test_a_run_learns_the_embedded_digits_and_is_used_like_any_tower(tmp_path):
     folder = train("distill", out=str(tmp_path / "run"), steps=300, image_size=32, loss=("kd",), teacher_steps=200,
-                   data__path="scenes-digits:n=2000,size=32,clutter=0")  # fmt: skip
+                   data__path="digits:n=2000,size=32")  # fmt: skip
     rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     accuracy = [row["accuracy"] for row in rows if "feature_rank" in row][-1]
     assert accuracy > 0.3  # three times chance
@@ -246,7 +244,7 @@ def test_what_does_not_fit_is_refused_with_both_sides_shapes(tmp_path):
         method_of(tower(), tower("resnet8x4"), "fsp")
     with pytest.raises(RecipeError, match="kd compares logits: student has 10 classes and teacher 7"):
         method_of(tower(), tower(classes=7), "kd")
-    with pytest.raises(WeightsError, match="--teacher .*nowhere: no such run folder or weights"):
+    with pytest.raises(WeightsError, match=r"--teacher .*nowhere: no such run folder or weights"):
         train("distill", out=str(tmp_path / "a"), **(TINY | {"teacher": str(tmp_path / "nowhere")}))
     with pytest.raises(RecipeError, match="--loss names one loss twice: kd kd"):
         train("distill", out=str(tmp_path / "b"), **(TINY | {"loss": ("kd", "kd")}))
@@ -262,21 +260,21 @@ def test_what_does_not_fit_is_refused_with_both_sides_shapes(tmp_path):
 
 @pytest.mark.shows("distill", "manners")
 def test_a_teacher_that_knows_nothing_of_the_pictures_is_noticed():
-    recipe = dataclasses.replace(distill(), data=dataclasses.replace(distill().data, path="scenes-digits:n=80,size=32"))
+    recipe = dataclasses.replace(distill(), data=dataclasses.replace(distill().data, path="digits:n=80,size=32"))
     task = build(dataclasses.replace(recipe, method=DistillConfig(image_size=16, teacher_steps=1)))
     assert any("held-back pictures right" in note for note in task.notes)
     assets = TowerAssets(create("resnet8").config, IMAGENET, ("cat", "dog"))
     strange = Teacher(TappedTower(tower(classes=2), "teacher"), IMAGENET, ("ant", "bee"), {}, [])
     assert "matched by number" in check_teacher(strange, None, assets, 10)[0]
     turned = dataclasses.replace(strange, classes=("dog", "cat"))
-    with pytest.raises(RecipeError, match="same classes in another order: dog, cat .* against cat, dog"):
+    with pytest.raises(RecipeError, match=r"same classes in another order: dog, cat .* against cat, dog"):
         check_teacher(turned, None, assets, 10)
 
 
 def test_crd_keeps_one_embedding_for_each_training_picture():
     from odonata.data.pictures import PictureData, train_and_heldout_pictures
 
-    pictures, _ = train_and_heldout_pictures(PictureData(path="scenes-digits:n=80,size=32"))
+    pictures, _ = train_and_heldout_pictures(PictureData(path="digits:n=80,size=32"))
     teacher = Teacher(TappedTower(tower(), "teacher"), IMAGENET, (), {}, [])
     found = make_losses(DistillConfig(loss=("crd",), image_size=16, num_negatives=8), tower(), teacher, pictures, 0)
     assert found["crd"].student_bank.shape == (80, 128)

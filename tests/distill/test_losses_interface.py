@@ -114,7 +114,7 @@ def test_a_network_without_stages_cannot_be_compared_by_stages():
 
 
 def test_an_unknown_loss_is_answered_with_the_known_ones():
-    with pytest.raises(RecipeError, match=r"no distillation loss 'kdsvd'; there are kd, hint, .*crd"):
+    with pytest.raises(RecipeError, match=r"no distillation loss 'kdsvd'; there are kd, fitnets, .*crd"):
         loss_class("kdsvd")
 
 

@@ -32,6 +32,14 @@ def test_the_order_and_length_of_training_features_do_not_matter():
     assert moved[:, 5].eq(0).all()
 
 
+def test_a_bank_in_parts_gives_the_votes_of_the_whole(monkeypatch):
+    train, labels, test = torch.randn(100, 8), torch.randint(5, (100,)), torch.randn(20, 8)
+    whole = knn_scores(train, labels, test, k=9, classes=5)
+    # Parts of fewer samples than neighbours, the last of them smaller still.
+    monkeypatch.setattr("odonata.metrics.knn.BANK_ROWS", 7)
+    torch.testing.assert_close(knn_scores(train, labels, test, k=9, classes=5), whole)
+
+
 def test_more_neighbours_than_samples_means_all_samples():
     votes = knn_scores(torch.eye(3), torch.tensor([0, 1, 1]), torch.ones(1, 3), k=20, weights="uniform")
     torch.testing.assert_close(votes, torch.tensor([[1 / 3, 2 / 3]]))

@@ -14,7 +14,9 @@ def test_scores_depend_on_differences_of_coordinates_only():
         turn = rope.at(moved)
         return rotate(q, turn) @ rotate(k, turn).transpose(-1, -2)
 
-    torch.testing.assert_close(scores(coordinates), scores(coordinates + torch.tensor([0.4, -1.3])), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        scores(coordinates), scores(coordinates + torch.tensor([0.4, -1.3])), rtol=1e-4, atol=1e-4
+    )
     assert (scores(coordinates) - scores(1.5 * coordinates)).abs().max() > 0.1
 
 

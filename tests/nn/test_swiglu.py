@@ -14,7 +14,9 @@ def test_it_is_equation_six_of_shazeer():
 
 
 # DINOv2 g; DINOv3 S+, H+ and 7B (facebookresearch/dinov3 hub/backbones.py).
-@pytest.mark.parametrize(("width", "multiple", "gate"), [(6144, 8, 4096), (2304, 8, 1536), (7680, 8, 5120), (12288, 64, 8192)])
+@pytest.mark.parametrize(
+    ("width", "multiple", "gate"), [(6144, 8, 4096), (2304, 8, 1536), (7680, 8, 5120), (12288, 64, 8192)]
+)
 def test_published_widths_of_the_gate(width, multiple, gate):
     assert swiglu_width(width, multiple) == gate
 

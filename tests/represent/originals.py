@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from fixtures.named_numbers import numbers
 from torch import Tensor, nn
 
+from fixtures.named_numbers import numbers
 from odonata.data.pictures import ViewBatch
 from odonata.nn.positions import sincos_2d
 from odonata.represent.representation import Representation

@@ -7,14 +7,14 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 import torch.distributed as dist
-from represent.originals import BATCH, batch_of
-from represent.short_runs import OWN
 
 from odonata.backbones.create import create
 from odonata.data.preprocess import IMAGENET
 from odonata.engine.distributed import average_gradients, join_world, leave_world
 from odonata.represent import recipes
 from odonata.represent.methods import METHOD_OF
+from represent.originals import BATCH, batch_of
+from represent.short_runs import OWN
 
 
 def main(name: str, target: str) -> None:
@@ -29,7 +29,7 @@ def main(name: str, target: str) -> None:
     torch.manual_seed(world.rank)
     rows = slice(world.rank * BATCH // world.size, (world.rank + 1) * BATCH // world.size)
     optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.01)
-    losses, queues, queries = [], [], None
+    losses = []
     for step in range(3):
         method.begin_step(step, 3)
         loss = method.loss(batch_of(step, rows))["loss"]
@@ -52,7 +52,7 @@ def main(name: str, target: str) -> None:
     if world.leads:
         statistics = {k: v for k, v in state.items() if "running" in k}
         torch.save({"loss": losses[-1], "losses": losses, "gradients": gradients, "statistics": statistics,
-                    "queues": everyone, "queries": queries}, target)  # fmt: skip
+                    "queues": everyone}, target)  # fmt: skip
     leave_world()
 
 

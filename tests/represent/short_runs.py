@@ -103,7 +103,8 @@ def own_view_found(method, stream, batches: int = 8) -> float:
 def overfits_eight_pictures(name: str, seed: int, steps: int, **optim) -> tuple[float, float]:
     """`own_view_found` before and after training on eight pictures alone."""
     recipe = short(
-        name, "scenes-digits:n=40,size=32,clutter=0", steps=steps, batch=8, seed=seed, method={"lr_per": 0},
+        name, "scenes-digits:n=40,size=32,clutter=0", steps=steps, batch=8, seed=seed,
+        method={"lr_per": 0} | ({"queue": 16} if "bn_groups" in OWN[name] else {}),
         data={"limit": 8},
     )  # fmt: skip
     recipe = dataclasses.replace(

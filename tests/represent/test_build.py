@@ -5,14 +5,14 @@ import dataclasses
 import pytest
 import torch
 from PIL import Image
-from represent.originals import official_state
-from represent.short_runs import WORLD, short
 
 from odonata.engine.config_file import from_plain, read_recipe_name
 from odonata.engine.fit import train
-from odonata.errors import DataError, RecipeError, WeightsError
+from odonata.errors import DataError, RecipeError
 from odonata.represent.build import build, effective
 from odonata.represent.recipes import by_name
+from represent.originals import official_state
+from represent.short_runs import WORLD, short
 
 DIGITS = "scenes-digits:n=60,size=32"
 
@@ -35,9 +35,9 @@ def pictures(folder, count, size=40):
 def test_the_rate_is_scaled_to_the_batch_and_epochs_become_steps():
     recipe = short("moco-v2", DIGITS, steps=1, batch=8, method={"epochs": 3.0})
     resolved, lines = effective(recipe, 60)
-    assert resolved.optim.lr == pytest.approx(0.06 * 8 / 256)
+    assert resolved.optim.lr == pytest.approx(0.24 * 8 / 256)
     assert resolved.steps == 3 * (60 // 8)
-    assert "effective learning rate 0.06 × 8 / 256 = 0.001875" in lines[1]
+    assert "effective learning rate 0.24 × 8 / 256 = 0.0075" in lines[1]
     again, _ = effective(resolved, 60)
     assert (again.optim.lr, again.steps) == (resolved.optim.lr, resolved.steps)
     moby, _ = effective(short("moby", DIGITS, steps=1, batch=8), 60)
@@ -50,7 +50,7 @@ def test_the_runs_config_holds_the_resolved_values_and_a_resumed_run_scales_noth
     name, plain = read_recipe_name(tmp_path / "run/config.yaml")
     kept = from_plain(plain, by_name(name), "config.yaml")
     assert kept.steps == 60 // 8
-    assert kept.optim.lr == pytest.approx(0.06 * 8 / 256)
+    assert kept.optim.lr == pytest.approx(0.24 * 8 / 256)
     assert begin(kept, tmp_path / "run/assets").recipe.optim.lr == kept.optim.lr
 
 
@@ -73,7 +73,9 @@ def warmed_up(task, steps):
 def test_a_tower_that_begins_at_a_run_rests_while_heads_warm_up(tmp_path):
     first = begin(quiet(short("moco-v2", DIGITS, steps=2, batch=8)))
     train(first.recipe, first, tmp_path / "run", WORLD)
-    recipe = quiet(short("moco-v2", DIGITS, steps=10, batch=8, method={"init": str(tmp_path / "run"), "head_warmup": 0.3}))
+    recipe = quiet(
+        short("moco-v2", DIGITS, steps=10, batch=8, method={"init": str(tmp_path / "run"), "head_warmup": 0.3})
+    )
     task = begin(recipe)
     start = {k: p.detach().clone() for k, p in task.method.backbone.named_parameters()}
     assert all(torch.equal(p, first.method.backbone.state_dict()[k]) for k, p in start.items())
@@ -94,7 +96,7 @@ def test_a_tower_begins_at_published_weights_with_their_projector(tmp_path):
     task = begin(quiet(short("moco-v2", DIGITS, steps=2, batch=8, method=config)))
     assert torch.equal(task.method.backbone.stem.convs[0].weight, official_state("v2")["encoder_q.conv1.weight"])
     assert torch.equal(task.method.slow_projector[0].weight, official_state("v2")["encoder_q.fc.0.weight"])
-    with pytest.raises(WeightsError):
+    with pytest.raises(RecipeError, match="do not fit --backbone resnet34"):
         begin(quiet(short("moco-v2", DIGITS, steps=2, batch=8, method=config | {"backbone": "resnet34"})))
 
 

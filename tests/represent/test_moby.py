@@ -5,8 +5,6 @@ import re
 
 import pytest
 import torch
-from represent.originals import follow_original, official_state
-from represent.short_runs import overfits_eight_pictures, report_of_ranks, resumes_to_the_same_bits
 
 from odonata.backbones.create import create, to_plain
 from odonata.data.preprocess import IMAGENET
@@ -14,6 +12,8 @@ from odonata.errors import RecipeError
 from odonata.nn.transformer import DropPath
 from odonata.represent.moby import MoBY, MoBYConfig
 from odonata.weights import resnet_torchvision
+from represent.originals import follow_original, official_state
+from represent.short_runs import overfits_eight_pictures, report_of_ranks, resumes_to_the_same_bits
 
 SMALL = MoBYConfig(dim=16, hidden=32, queue=24, momentum=0.9)
 HEAD = {"linear_hidden.1.": "0.", "linear_hidden.2.": "1.", "linear_out.": "3."}
@@ -22,11 +22,21 @@ HEAD = {"linear_hidden.1.": "0.", "linear_hidden.2.": "1.", "linear_out.": "3."}
 def heads_of(state, start):
     """A head of the original's under our names."""
     own = {k.removeprefix(start): v for k, v in state.items() if k.startswith(start)}
-    return {ours + k.removeprefix(theirs): v for theirs, ours in HEAD.items() for k, v in own.items() if k.startswith(theirs)}
+    return {
+        ours + k.removeprefix(theirs): v
+        for theirs, ours in HEAD.items()
+        for k, v in own.items()
+        if k.startswith(theirs)
+    }
 
 
 def in_their_names(state, start):
-    return {f"{start}{theirs}{k.removeprefix(ours)}": v for theirs, ours in HEAD.items() for k, v in state.items() if k.startswith(ours)}  # fmt: skip
+    return {
+        f"{start}{theirs}{k.removeprefix(ours)}": v
+        for theirs, ours in HEAD.items()
+        for k, v in state.items()
+        if k.startswith(ours)
+    }
 
 
 def original():
@@ -93,13 +103,16 @@ def test_stochastic_depth_acts_online_only(name):
         "swin-t": {"embed_dim": 24, "depths": (2, 2), "num_heads": (3, 6), "windows": (4, 4), "drop_path": 0.3},
     }[name]
     method = MoBY(SMALL, create(name, **changes), IMAGENET).train()
-    rates = [[m.rate for m in tower.modules() if isinstance(m, DropPath)] for tower in (method.backbone, method.slow_backbone)]
+    rates = [
+        [m.rate for m in tower.modules() if isinstance(m, DropPath)]
+        for tower in (method.backbone, method.slow_backbone)
+    ]
     if name != "resnet8":
         assert max(rates[0]) == pytest.approx(0.3)
     assert max(rates[1], default=0.0) == 0
     images = torch.randn(4, 3, 32, 32)
     assert torch.equal(method.slow_backbone(images), method.slow_backbone(images)) or name == "resnet8"
-    assert not list(method.slow_projector.parameters())[0].requires_grad
+    assert not next(method.slow_projector.parameters()).requires_grad
 
 
 def test_the_rate_is_meant_for_512_pictures():
@@ -112,13 +125,12 @@ def test_the_rate_is_meant_for_512_pictures():
 
 @pytest.mark.slow
 def test_two_ranks_fill_the_same_queues_and_learn_what_one_does(tmp_path):
-    tower = {"backbone"}
     one, two = (report_of_ranks("moby", ranks, tmp_path) for ranks in (1, 2))
     first, second = two["queues"]
     for key, value in first.items():
         assert torch.equal(value, second[key]), key
     assert first["queue1.position"] == one["queues"][0]["queue1.position"] == 3 * 8 % 20
-    assert tower and two["losses"][0] == pytest.approx(one["losses"][0], rel=0.2)  # the tower's BN stays each rank's own
+    assert two["losses"][0] == pytest.approx(one["losses"][0], rel=0.2)  # the tower's BN stays each rank's own
 
 
 def test_a_run_that_stops_and_goes_on_ends_with_the_same_bits(tmp_path):

@@ -246,12 +246,25 @@ def test_options_that_cannot_be_are_refused(change, message):
         SwAV(SwAVConfig(**change), Tower(), PREPROCESS)
 
 
-@pytest.mark.slow
 @pytest.mark.shows("swav", "trains")
-def test_short_runs_beat_their_random_towers_on_digits_and_do_not_collapse(tmp_path):
-    folder, gains = write_digits(tmp_path), []
+def test_crops_of_a_few_pictures_are_learned_by_heart_with_many_clusters_in_use():
+    method = SwAV(SwAVConfig(**SMALL | {"prototypes": 6}, freeze_prototypes=0), create("resnet8"), PREPROCESS)
+    optimizer = torch.optim.Adam(method.parameters(), lr=3e-3)
+    for step in range(60):
+        method.begin_step(step, 60)
+        optimizer.zero_grad()
+        out = method.loss(batch("swav", 0))
+        out["loss"].backward()
+        optimizer.step()
+    assert float(out["loss"]) < 0.5 * math.log(6)
+    assert float(out["prototypes_used"]) > 0.8
+    assert float(out["teacher_entropy"]) < 0.5 * math.log(6)
+
+
+@pytest.mark.slow
+def test_short_runs_on_digits_do_not_collapse(tmp_path):
+    folder = write_digits(tmp_path)
     for seed in (0, 1):
-        before, after, said = short_run(swav(), folder, seed)
-        gains.append(after["knn"] - before["knn"])
+        _, after, said = short_run(swav(), folder, seed)
         assert said == []
-    assert sum(gains) / len(gains) > 0.015, gains
+        assert after["knn"] > 0.8

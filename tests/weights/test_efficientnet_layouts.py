@@ -13,9 +13,11 @@ from torch import nn
 from fixtures.named_numbers import numbers
 from odonata.backbones.create import create, from_plain, to_plain, variant
 from odonata.backbones.efficientnet import in_convention
-from odonata.backbones.pretrained import load_backbone, load_into, published_files
+from odonata.backbones.pretrained import load_backbone, published_files
 from odonata.data.preprocess import IMAGENET
 from odonata.errors import WeightsError
+from odonata.represent.build import read_start, start_from
+from odonata.represent.classify import ClassifyConfig
 from odonata.weights import efficientnet_lukemelas as lukemelas
 from odonata.weights.efficientnet_hf import odd_blocks
 from odonata.weights.read import Raw
@@ -176,7 +178,8 @@ def test_a_classifier_is_left_alone_when_a_tower_is_filled(tmp_path):
     tower = create("efficientnet-b0")
     tower.reset_head(5)
     head = tower.head.weight.clone()
-    load_into(tower, tmp_path / "w.safetensors")
+    config = ClassifyConfig(backbone="efficientnet-b0", init=str(tmp_path / "w.safetensors"))
+    start_from(tower, read_start(config), config)
     assert torch.equal(tower.head.weight, head)
     assert torch.equal(tower.stem.conv.weight, theirs("timm_tf")["conv_stem.weight"])
 

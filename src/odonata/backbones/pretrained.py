@@ -62,4 +62,3 @@ def published_files(backbone: Backbone, layout: str, preprocess: Preprocess | No
     classes = 0 if weight is None else int(weight.shape[0])
     config = to_plain(backbone.config)
     return write_tower(backbone.state_dict(), config, classes, layout, preprocess.to_dict() if preprocess else None)
-

@@ -1,11 +1,11 @@
 """Residual networks in the forms that the field uses.
 
 Notable:
-- v1.5 (torchvision, timm, transformers) strides in the 3 × 3 of a bottleneck, v1 (Caffe's and old detectors' weights) in
-  its first 1 × 1.
+- v1.5 (torchvision, timm, transformers) strides in the 3 × 3 of a bottleneck, v1 (Caffe's and old detectors' weights)
+  in its first 1 × 1.
 - CIFAR's form has a 3 × 3 stem, no pooling and three stages; its shortcut is free of weights (the paper's option A) in
   `resnet20` … `resnet110`, and a convolution in `resnet8x4` and `resnet32x4`, which distillation papers use.
-- A deep stem (three 3 × 3), dilation instead of stride, frozen and group normalisation serve segmentation and detection.
+- A deep stem (three 3 × 3), dilation instead of stride, frozen and group norms serve segmentation and detection.
 - The last activation of a block is a module of its own, so that what enters it can be tapped.
 
 Sources: He et al. 2015 (1512.03385), sec. 3.3, 4.2; torchvision `models/resnet.py` (v1.5, dilation); Tian et al. 2019,

@@ -6,16 +6,16 @@ Notable:
 - FLIP: fixed sine-cosine positions, patches dropped while training, mean of all output tokens (class token included).
 - DeiT: a distillation token with a head of its own; the answers of both heads are averaged.
 - DINOv2: layer scale, registers, a gated MLP in the largest. DINOv3: rotary positions and no additive ones.
-- Positions are resized when an image has another size than the tower was made for, by a named convention; and patches of
-  another size than it was trained with are taken by resampling the projection (FlexiViT).
+- Positions are resized when an image has another size than the tower was made for, by a named convention; and patches
+  of another size than it was trained with are taken by resampling the projection (FlexiViT).
 - `forward_packed` takes images of any sizes at once, packed into few rows (NaViT). Deliberate difference: positions are
   those of `forward`, not NaViT's factorised ones.
 - `merge_tokens` (ToMe) acts outside training, and only on what `forward` returns: `features` gives every token.
 
 Sources: Dosovitskiy et al. 2020 (ViT); Radford et al. 2021 (CLIP); Zhai et al. 2023 (SigLIP); Tschannen et al. 2025
-(SigLIP 2); Li et al. 2022 (FLIP); Touvron et al. 2020 (DeiT); He et al. 2021 (MAE); Chen et al. 2021 (MoCo v3); Oquab et al.
-2023 (DINOv2); Darcet et al. 2023 (registers); Siméoni et al. 2025 (DINOv3); Beyer et al. 2022 (FlexiViT); Dehghani et al.
-2023 (NaViT); Bolya et al. 2022 (ToMe).
+(SigLIP 2); Li et al. 2022 (FLIP); Touvron et al. 2020 (DeiT); He et al. 2021 (MAE); Chen et al. 2021 (MoCo v3); Oquab
+et al. 2023 (DINOv2); Darcet et al. 2023 (registers); Siméoni et al. 2025 (DINOv3); Beyer et al. 2022 (FlexiViT);
+Dehghani et al. 2023 (NaViT); Bolya et al. 2022 (ToMe).
 """
 
 import copy
@@ -279,7 +279,7 @@ class ViT(Backbone):
                 f"images of shape {tuple(images.shape)}: want [batch, {self.config.channels}, height, width]"
             )
         tokens = self._patches(images, patch_size)
-        tops = [token for token in (self.class_token, self.distillation_token) if token is not None]
+        tops: list[Tensor] = [token for token in (self.class_token, self.distillation_token) if token is not None]
         prefix = torch.stack(tops).to(tokens.dtype) if tops else tokens.new_zeros(0, tokens.shape[2])
         if self.positions is not None:
             grid = self._grid(images, patch_size)

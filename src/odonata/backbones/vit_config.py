@@ -33,7 +33,8 @@ class ViTConfig:
     distilled: bool = False
     """Whether a distillation token with a classifier of its own follows the class token (DeiT)."""
     registers: int = 0
-    """Learned tokens after the class token that have no position and are not pooled (DINOv2; DINOv3's storage tokens)."""
+    """Learned tokens after the class token that have no position and are not pooled (DINOv2; DINOv3's storage
+    tokens)."""
     pre_norm: bool = False
     """Whether a LayerNorm stands before the blocks (CLIP's ln_pre)."""
     patch_bias: bool = True
@@ -46,10 +47,11 @@ class ViTConfig:
     fc_norm: bool = False
     """Whether the final norm stands after the pooling (MAE's fine-tuning) and not before it."""
     positions: Literal["learned", "sincos_2d", "sincos_2d_y", "naflex", "rope"] = "learned"
-    """Positions: learned; fixed sines and cosines, columns first (MAE) or rows first (MoCo v3); NaFlex's, which also takes
-    flat patches of any grid; or rotary ones in every block (DINOv3)."""
+    """Positions: learned; fixed sines and cosines, columns first (MAE) or rows first (MoCo v3); NaFlex's, which also
+    takes flat patches of any grid; or rotary ones in every block (DINOv3)."""
     class_position: bool = True
-    """Whether class and distillation token have a position; timm's DINOv2 with registers has folded it into the token."""
+    """Whether class and distillation token have a position; timm's DINOv2 with registers has folded it into the
+    token."""
     rope_base: float = 100.0
     """Ratio between the longest and the shortest rotary period."""
     rope_shift: float | None = None
@@ -76,7 +78,7 @@ class ViTConfig:
     """Whether queries and keys are normed in each head (ViT-22B)."""
     mlp: Literal["mlp", "swiglu"] = "mlp"
     """Kind of the MLPs; `swiglu` has a gate (with activation silu), and `mlp_width` is its width."""
-    init: Literal["clip", "siglip", "mae", "timm", "moco_v3"] = "mae"
+    init: Literal["clip", "siglip", "jax", "mae", "timm", "moco_v3"] = "jax"
     """Whose initialisation."""
     checkpointing: bool = False
     """Recompute activations in the backward pass to save memory."""

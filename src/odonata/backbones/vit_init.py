@@ -28,6 +28,17 @@ def _zero_biases(module: nn.Module) -> None:
 
 
 @torch.no_grad()
+def draw_packed_(module: nn.Module) -> None:
+    """Queries, keys and values Xavier-uniform as one matrix of three times the rows, which lowers their bound."""
+    for part in module.modules():
+        if isinstance(part, Attention):
+            for linear in (part.q, part.k, part.v):
+                rows, columns = linear.weight.shape
+                bound = math.sqrt(6 / (3 * rows + columns))
+                nn.init.uniform_(linear.weight, -bound, bound)
+
+
+@torch.no_grad()
 def init_siglip_blocks_(module: nn.Module) -> None:
     """Xavier-uniform attention and MLP, MLP biases N(0, 1e-6): big_vision `models/vit.py`, `MlpBlock`."""
     for part in module.modules():
@@ -68,19 +79,17 @@ def init_clip_(
     for embedding in (positions, class_token):
         if isinstance(embedding, nn.Parameter):
             nn.init.normal_(embedding, std=width**-0.5)
-    bound = math.sqrt(6 / (width + 3 * width))
+    draw_packed_(tower)
     for part in tower.modules():
         if isinstance(part, Attention):
-            for linear in (part.q, part.k, part.v):
-                nn.init.uniform_(linear.weight, -bound, bound)
             _zero_biases(part)
 
 
 @torch.no_grad()
-def init_mae_(
+def init_jax_(
     tower: nn.Module, projection: nn.Linear | nn.Conv2d, positions: Tensor | None, class_token: Tensor | None
 ) -> None:
-    """MAE's (and FLIP's) vision tower: facebookresearch/mae `models_mae.py`, `initialize_weights`."""
+    """The JAX codes' (the first ViT, FLIP): Xavier-uniform, query, key and value each a matrix of its own."""
     for part in tower.modules():
         if isinstance(part, nn.Linear):
             nn.init.xavier_uniform_(part.weight)
@@ -93,18 +102,30 @@ def init_mae_(
 
 
 @torch.no_grad()
+def init_mae_(
+    tower: nn.Module, projection: nn.Linear | nn.Conv2d, positions: Tensor | None, class_token: Tensor | None
+) -> None:
+    """MAE's: as `init_jax_`, but query, key and value were one matrix of 3·width rows there, which lowers their bound.
+
+    Source: facebookresearch/mae `models_mae.py`, `initialize_weights`.
+    """
+    init_jax_(tower, projection, positions, class_token)
+    draw_packed_(tower)
+
+
+@torch.no_grad()
 def init_timm_(
     tower: nn.Module, projection: nn.Linear | nn.Conv2d, positions: Tensor | None, class_token: Tensor | None
 ) -> None:
-    """timm's, DeiT's and DINO's: normal of deviation 0.02 everywhere, zero biases; the patch projection keeps PyTorch's.
+    """timm's, DeiT's and DINO's: normal of deviation 0.02 everywhere, zero biases; the patch projection keeps
+    PyTorch's.
 
     Source: facebookresearch/dino `vision_transformer.py`, `_init_weights` (Caron et al. 2021).
     """
     for part in tower.modules():
         if isinstance(part, nn.Linear):
             nn.init.trunc_normal_(part.weight, std=0.02)
-            if part.bias is not None:
-                nn.init.zeros_(part.bias)
+            _zero_biases(part)
     for embedding in (positions, class_token):
         if isinstance(embedding, nn.Parameter):
             nn.init.trunc_normal_(embedding, std=0.02)
@@ -114,17 +135,11 @@ def init_timm_(
 def init_moco_v3_(
     tower: nn.Module, projection: nn.Linear | nn.Conv2d, positions: Tensor | None, class_token: Tensor | None
 ) -> None:
-    """MoCo v3's: Xavier-uniform, query, key and value each by itself, the patch projection as a matrix.
+    """MoCo v3's: as `init_jax_`, with a class token of deviation 1e-6.
 
     Source: facebookresearch/moco-v3 `vits.py` (Chen et al. 2021, appendix).
     """
-    for part in tower.modules():
-        if isinstance(part, nn.Linear):
-            nn.init.xavier_uniform_(part.weight)
-    nn.init.xavier_uniform_(projection.weight.flatten(1))
-    _zero_biases(tower)
-    if isinstance(positions, nn.Parameter):
-        nn.init.trunc_normal_(positions, std=0.02)
+    init_jax_(tower, projection, positions, class_token)
     if class_token is not None:
         nn.init.normal_(class_token, std=1e-6)
 
@@ -132,6 +147,7 @@ def init_moco_v3_(
 INITIALISERS: dict[str, Callable[[nn.Module, nn.Linear | nn.Conv2d, Tensor | None, Tensor | None], None]] = {
     "clip": init_clip_,
     "siglip": init_siglip_,
+    "jax": init_jax_,
     "mae": init_mae_,
     "timm": init_timm_,
     "moco_v3": init_moco_v3_,

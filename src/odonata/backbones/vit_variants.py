@@ -36,7 +36,9 @@ _DEIT = {
 
 # He et al. 2021: fixed positions, columns first.
 _MAE = {
-    f"mae-{size}{patch}": replace(_SIZES[size], patch_size=patch, positions="sincos_2d", position_convention="hf")
+    f"mae-{size}{patch}": replace(
+        _SIZES[size], patch_size=patch, positions="sincos_2d", position_convention="hf", init="mae"
+    )
     for size, patch in (("b", 16), ("l", 16), ("h", 14))
 }
 

@@ -65,6 +65,76 @@ CLAIMS = {
         "The tiled losses are exact and need a fraction of the memory of a loop that retains its logits.",
         "odonata.claims.align_losses:CLAIM",
     ),
+    "infonce-bound": ClaimCard(
+        "represent",
+        "What InfoNCE estimates never exceeds the mutual information, nor ln K.",
+        "odonata.claims.represent_infonce:CLAIM",
+    ),
+    "sppf-equals-spp": ClaimCard(
+        "represent",
+        "SPPF gives SPP's bits; SPPNet's formula for windows miscounts ten pairs of size and bins.",
+        "odonata.claims.represent_spp:CLAIM",
+    ),
+    "compound-scaling": ClaimCard(
+        "represent",
+        "At equal cost, scaling depth, width and resolution together beats scaling one of them.",
+        "odonata.claims.represent_scaling:CLAIM",
+    ),
+    "moco-slow-encoder": ClaimCard(
+        "represent",
+        "MoCo's features are better with a slow key encoder than with one that is the query's own.",
+        "odonata.claims.represent_moco:SLOW_ENCODER",
+    ),
+    "moco-queue": ClaimCard(
+        "represent",
+        "MoCo's features are better with a queue of 4,096 keys than with one of 64.",
+        "odonata.claims.represent_moco:QUEUE_LENGTH",
+    ),
+    "moco-queue-cost": ClaimCard(
+        "represent",
+        "64 times as many negatives cost a queue next to nothing, and end-to-end training many times as much.",
+        "odonata.claims.represent_moco:QUEUE_COST",
+    ),
+    "rotation-transfer": ClaimCard(
+        "represent",
+        "Features that tell how a picture was turned tell what is on it, better than random ones and pixels.",
+        "odonata.claims.represent_rotation:CLAIM",
+    ),
+    "label-free-features": ClaimCard(
+        "represent",
+        "MoCo v2's and MAE's features tell classes apart better than random towers' and pixels.",
+        "odonata.claims.represent_features:CLAIM",
+    ),
+    "mae-mask-ratio": ClaimCard(
+        "represent",
+        "Dropping three patches in four costs MAE no probe accuracy, and makes its steps much cheaper.",
+        "odonata.claims.represent_mae:CLAIM",
+    ),
+    "dino-collapse": ClaimCard(
+        "represent",
+        "Without centring DINO's teacher gives one answer for all pictures, without sharpening the same flat one.",
+        "odonata.claims.represent_dino:CLAIM",
+    ),
+    "swav-equipartition": ClaimCard(
+        "represent",
+        "Codes balanced by Sinkhorn keep SwAV's prototypes in use; plain softmax codes collapse.",
+        "odonata.claims.represent_swav:EQUIPARTITION",
+    ),
+    "swav-multi-crop": ClaimCard(
+        "represent",
+        "Small crops beside two large ones give SwAV better features in equal time.",
+        "odonata.claims.represent_swav:MULTI_CROP",
+    ),
+    "moby-parents": ClaimCard(
+        "represent",
+        "MoBY's features are no worse than those of either parent, MoCo v2 and BYOL, in equal steps.",
+        "odonata.claims.represent_moby:CLAIM",
+    ),
+    "distillation-losses": ClaimCard(
+        "distill",
+        "Soft targets beat the student alone, and need their T²; all thirteen losses compared.",
+        "odonata.claims.distill_losses:CLAIM",
+    ),
 }
 """Every claim by name."""
 

@@ -80,10 +80,10 @@ CLAIM = Claim(
     name="infonce-bound",
     room="represent",
     methods=("cpc", "moco-v1"),
-    source="van den Oord et al. 2018, arXiv:1807.03748, section 2.3 and appendix A.1 (I ≥ ln K − L); Poole et al. 2019, "
-    "arXiv:1905.06922, section 3 (the test bed)",
-    hypothesis="What InfoNCE estimates never exceeds the smaller of the mutual information and ln K, whether the critic "
-    "is the optimal one or was trained.",
+    source="van den Oord et al. 2018, arXiv:1807.03748, section 2.3 and appendix A.1 (I ≥ ln K − L); Poole et al. "
+    "2019, arXiv:1905.06922, section 3 (the test bed)",
+    hypothesis="What InfoNCE estimates never exceeds the smaller of the mutual information and ln K, whether the "
+    "critic is the optimal one or was trained.",
     data="Pairs of Gaussian vectors of 20 dimensions, correlated coordinate by coordinate so that they share 2 or 10 "
     "nats, which is known in closed form.",
     scaled_down=f"Nothing is: this is the test bed itself, with 4, 64 and 1,024 candidates. Each figure is a mean over "

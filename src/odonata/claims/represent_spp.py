@@ -91,8 +91,8 @@ CLAIM = Claim(
     "up to rounding; SPPNet's formula for windows makes the wrong number of bins for ten of the pairs of a side from 6 "
     "to 39 and n of 1, 2, 3 and 6, adaptive pooling for none.",
     data="Random maps of 1 × 1 to 20 × 20 cells, 8 channels, in four precisions.",
-    scaled_down="Nothing is. Gradients are compared in float64 and float32: in half precision two cells of a window are "
-    "often equal, and which of them gets the gradient then differs.",
+    scaled_down="Nothing is. Gradients are compared in float64 and float32: in half precision two cells of a window "
+    "are often equal, and which of them gets the gradient then differs.",
     trial=trial,
     conditions=tuple(DTYPES),
     variants=("SPPF", "SPP"),

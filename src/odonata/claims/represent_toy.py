@@ -1,10 +1,12 @@
-"""The small world of the representation claims: pictures of one handwritten digit, views of them in batches, yardsticks.
+"""The small worlds of the representation claims: pictures of one handwritten digit, views in batches, yardsticks.
 
 Notable:
-- The pictures are those of `scenes-digits` at 32 pixels: a digit of real handwriting (UCI, 1,797 exemplars) in one of 8
-  colours at any place and size on a textured ground with dashes. The class is the digit; colour, place and ground say
-  nothing. No download.
-- They are painted once, in `prepare`; a seed chooses which of the pool its trial sees. Splits share no handwriting.
+- Real handwriting (UCI, 1,797 exemplars), no download. The class is the digit; colour, place and ground say nothing.
+  Splits share no handwriting.
+- Supervised claims see `scenes-digits` at 32 pixels: a digit at any place and size on a textured ground with dashes.
+  The pictures are painted once, in `prepare`.
+- Claims about features see `cells`, 16 × 16 pixels that a digit nearly fills: where most of a picture is ground, two
+  crops of it are told from others by the ground, and nothing is learned of digits. A seed paints its own.
 - Views are made on whole batches: a hundred times faster on a CPU than picture by picture. Nothing is mirrored, because
   a mirrored digit is none.
 - The yardsticks for features are nearest neighbours (k = 20, T = 0.07, as DINO has it) and the `lbfgs` probe of
@@ -27,10 +29,11 @@ from torch import Tensor, nn
 
 from odonata.backbones.interface import Backbone
 from odonata.backbones.resnet import ResNetConfig
-from odonata.claims.align_toy import set_rate, shuffled_batches
+from odonata.claims.align_toy import CELL, PHRASES, paint_cells, set_rate, shuffled_batches
 from odonata.claims.claim import Trial
 from odonata.data.pictures import ViewBatch
 from odonata.data.preprocess import HALF, Preprocess
+from odonata.data.scene_captions import COLOURS
 from odonata.data.scenes import Split, digit_set
 from odonata.metrics.knn import knn_scores
 from odonata.represent.protocols import PROBES, probe_scores
@@ -43,12 +46,14 @@ POOL: dict[Split, int] = {"train": 6000, "val": 1500, "test": 3000}
 SEEN: dict[Split, int] = {"train": 4000, "val": 1000, "test": 1500}
 """How many of them a trial takes."""
 PREPROCESS = Preprocess(SIDE, resize="squash", mean=HALF, std=HALF)
-TOWER = ResNetConfig("basic", (1, 1, 1), (32, 64, 128), stem="deep", stem_width=32)
-"""Three residual blocks behind a stem that strides by 4: a step of 64 pictures takes 40 ms of one thread."""
+NOISE = 30.0
+CELL_PREPROCESS = Preprocess(CELL, resize="squash", mean=HALF, std=HALF)
+TOWER = ResNetConfig("basic", (1, 1, 1), (16, 32, 64), stem="cifar", stem_width=16)
+"""ResNet-8 of the CIFAR family, with convolutions in its shortcuts: a step of 64 cells takes 25 ms of one thread."""
 
-DATA = (
-    "Pictures of 32 × 32 pixels: one real handwritten digit (UCI) in one of 8 colours, at a random place and size on a "
-    "textured ground with dashes; 10 classes. 4,000 training pictures, 1,500 test pictures of handwriting never seen."
+CELLS_DATA = (
+    "Pictures of 16 × 16 pixels: one real handwritten digit (UCI) in {colours} at a random place, size and slant on a "
+    "grainy ground; 10 classes. 4,000 training pictures, 1,500 of handwriting never seen to test on."
 )
 _GREY = (0.299, 0.587, 0.114)
 _SPLIT_SEEDS: dict[str, int] = {"train": 0, "val": 1, "test": 2}
@@ -98,10 +103,34 @@ def pictures(trial: Trial, split: Split, most: int | None = None) -> Pictures:
     return Pictures(pool[split][rows], pool[f"{split}-labels"][rows])
 
 
-def whole_pool(folder: Path, budget: float, split: Split) -> Pictures:
-    """Return every picture of a split, for what all trials share."""
-    pool = _pool(_file(folder, budget))
-    return Pictures(pool[split], pool[f"{split}-labels"])
+def cells(trial: Trial, split: Split, coloured: bool = True) -> Pictures:
+    """Return a trial's own pictures of 16 × 16 pixels: the same for the same seed, whatever the variant.
+
+    Args:
+        trial: gives seed and budget.
+        split: whose handwriting.
+        coloured: digits in one of 8 colours, or all white.
+    """
+    found = paint(_scaled(SEEN[split], trial.budget), split, trial.seed, coloured)
+    return Pictures(found.images, found.labels % CLASSES)
+
+
+def phrase_cells(split: Split, seed: int, budget: float) -> Pictures:
+    """Return pictures of 16 × 16 pixels whose class is colour and digit: 10 · colour + digit of 80."""
+    return paint(_scaled(SEEN[split], budget), split, seed)
+
+
+def paint(count: int, split: Split, seed: int, coloured: bool = True) -> Pictures:
+    """Return so many pictures of 16 × 16 pixels, with the number of their phrase; see `align_toy.paint_cells`."""
+    generator = torch.Generator().manual_seed(1000 * seed + 700 + _SPLIT_SEEDS[split])
+    phrases = torch.randint(PHRASES if coloured else CLASSES, (count,), generator=generator)
+    if not coloured:
+        phrases += 10 * COLOURS.index("white")
+    return Pictures(_bytes((paint_cells(phrases, split, generator, NOISE) + 1) * 127.5), phrases)
+
+
+def _scaled(count: int, budget: float) -> int:
+    return max(200, round(count * min(1.0, budget)))
 
 
 def _file(folder: Path, budget: float) -> Path:
@@ -113,21 +142,23 @@ def _pool(file: Path) -> dict[str, Tensor]:
     return load_file(file)
 
 
-def crops(images: Images, scale: tuple[float, float]) -> Images:
-    """Return a random crop of each picture, stretched to its size: Inception's crop, bilinear.
+def crops(images: Images, scale: tuple[float, float], side: int = 0) -> Images:
+    """Return a random crop of each picture, stretched: Inception's crop, bilinear.
 
     Args:
         images: bytes.
         scale: least and most share of the area; sides stand 3:4 to 4:3 before they are clipped.
+        side: of the crop in pixels; 0 for that of the pictures.
     """
     count = len(images)
     area = torch.empty(count).uniform_(*scale)
     ratio = torch.empty(count).uniform_(-math.log(4 / 3), math.log(4 / 3)).exp()
     width, height = (area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1)
-    x, y = (torch.empty(count).uniform_(-1, 1) * (1 - side) for side in (width, height))
+    x, y = (torch.empty(count).uniform_(-1, 1) * (1 - length) for length in (width, height))
     none = torch.zeros(count)
     affine = torch.stack([torch.stack([width, none, x], 1), torch.stack([none, height, y], 1)], 1)
-    grid = F.affine_grid(affine, list(images.shape), align_corners=False)
+    size = [count, 3, side, side] if side else list(images.shape)
+    grid = F.affine_grid(affine, size, align_corners=False)
     return _bytes(F.grid_sample(images.float(), grid, padding_mode="border", align_corners=False))
 
 
@@ -179,24 +210,37 @@ def _bytes(x: Tensor) -> Images:
 
 
 def moco_view(images: Images) -> Images:
-    """MoCo v2's view, without blur (SimCLR has none on CIFAR) and mirroring."""
-    return colours(crops(images, (0.2, 1.0)))
+    """MoCo v2's view, without blur (SimCLR has none on CIFAR) and mirroring; crops keep two fifths or more."""
+    return colours(crops(images, (0.4, 1.0)))
 
 
 def train(
     method: Representation, looks: Sequence[Look], seen: Pictures, *, steps: int, batch: int,
-    optimizer: torch.optim.Optimizer, seed: int,
+    optimizer: torch.optim.Optimizer, seed: int, watch: Callable[[dict[str, Tensor]], None] = lambda _: None,
 ) -> list[float]:  # fmt: skip
-    """Train a method of the house, with the engine's hooks in their order, and return the loss of every step."""
+    """Train a method of the house, with the engine's hooks in their order, and return the loss of every step.
+
+    Args:
+        method: what learns.
+        looks: one for each view, large ones first.
+        seen: the pictures.
+        steps: how many.
+        batch: pictures a step.
+        optimizer: over what learns; its rates are peaks of a warm-up and a cosine.
+        seed: of the order of the pictures.
+        watch: is told all that each step's loss returns.
+    """
     method.train()
     losses: list[float] = []
     for step, rows in enumerate(shuffled_batches(len(seen), batch, steps, seed)):
         set_rate(optimizer, step, steps)
         method.begin_step(step, steps)
         images = seen.images[rows]
-        loss = method.loss(ViewBatch([look(images) for look in looks], seen.labels[rows], rows))["loss"]
+        returned = method.loss(ViewBatch([look(images) for look in looks], seen.labels[rows], rows))
+        loss = returned["loss"]
         optimizer.zero_grad()
         loss.backward()
+        watch(returned)
         method.after_backward()
         optimizer.step()
         method.after_update()

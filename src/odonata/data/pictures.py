@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import UInt8
@@ -30,9 +30,9 @@ log = logging.getLogger(__name__)
 class PictureData:
     """Pictures: where they are and how they are fed."""
 
-    path: str = "scenes-digits:n=4000,size=32"
-    """Folder of pictures, or of class folders (with train and val inside, or not), manifest, IDX, tar shards; or the
-    embedded "scenes-digits" (10 classes) or "scenes-classes" (80 classes), with "n=4000,size=32"."""
+    path: str = "digits:n=4000,size=32"
+    """Folder of pictures, or of class folders (with train and val inside, or not), manifest, IDX, tar shards; or an
+    embedded set: "digits" or, on textured grounds, "scenes-digits" (10 classes), "scenes-classes" (80)."""
     split: str | None = None
     """Split to train on; by default "train" if the set has one, else everything but the part held back."""
     on_error: Literal["raise", "skip"] = "raise"
@@ -47,12 +47,13 @@ class PictureData:
     """Train on so many pictures only, always the same choice at random (0 = all)."""
 
 
-def open_pictures(path: str | Path, on_error: Literal["raise", "skip"] = "raise") -> ImageTextSource:
+def open_pictures(path: str | Path, on_error: Literal["raise", "skip"] = "raise", **columns: Any) -> ImageTextSource:
     """Open a set of pictures; captions and classes may be absent.
 
     Args:
         path: what `open_image_text` takes, or a folder with pictures at any depth and nothing said about them.
         on_error: "raise" at the first bad row, or "skip" it.
+        columns: `images`, `image_column` and `caption_column` of `open_image_text`.
 
     Raises:
         DataError: nothing there, or no picture in it.
@@ -61,7 +62,7 @@ def open_pictures(path: str | Path, on_error: Literal["raise", "skip"] = "raise"
     if folder.is_dir() and (own := _bare_pictures(folder)):
         samples = [ImageText(ImageRef(file), (), id=file.relative_to(folder).as_posix()) for file in own]
         return ImageTextSource(samples, None, str(path), kind="pictures")
-    return open_image_text(path, on_error=on_error)
+    return open_image_text(path, on_error=on_error, **columns)
 
 
 def _bare_pictures(folder: Path) -> list[Path]:

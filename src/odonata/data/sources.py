@@ -7,6 +7,7 @@ from pathlib import Path
 from random import Random
 
 from odonata.data.captions import read_captions
+from odonata.data.digits import Digits
 from odonata.data.folders import read_folder
 from odonata.data.idx import is_idx, read_idx
 from odonata.data.keys import mix
@@ -18,7 +19,7 @@ from odonata.data.tar_shards import read_shards
 from odonata.errors import DataError
 
 MANIFEST_SUFFIXES = (".jsonl", ".ndjson", ".csv", ".tsv")
-_SCENES = ("scenes", "scenes-classes", "scenes-digits")
+_SCENES = ("scenes", "scenes-classes", "scenes-digits", "digits")
 _PREFERRED = ("captions", "metadata", "manifest", "annotations", "labels", "train")
 
 
@@ -184,10 +185,16 @@ def _scenes(kind: str, n: int, size: int, seed: int, clutter: int, objects: tupl
         count = n if split == "train" else max(1, n // 8)
         if kind == "scenes-classes":
             samples += zeroshot_set(count, split, seed, size, clutter).samples
+        elif kind == "digits":
+            samples += Digits(count, split, seed, size).as_source().samples
         elif kind == "scenes-digits":
             samples += digit_set(count, split, seed, size, clutter).samples
         else:
             samples += Scenes(count, split, seed, size, objects, clutter).as_source().samples
     options = f"n={n},size={size},seed={seed},objects={objects[0]}-{objects[1]},clutter={clutter}"
-    classes = {"scenes-classes": class_names(), "scenes-digits": tuple("0123456789")}.get(kind)
+    classes = {
+        "scenes-classes": class_names(),
+        "scenes-digits": tuple("0123456789"),
+        "digits": tuple("0123456789"),
+    }.get(kind)
     return ImageTextSource(samples, classes, f"{kind}:{options}", kind="scenes")

@@ -7,6 +7,7 @@ METHODS = {
         "A small network learns from a large one: KD, FitNets, AT, SP, CC, VID, RKD, PKT, AB, FT, FSP, NST, CRD.",
         "Hinton et al. 2015, arXiv:1503.02531; Tian et al. 2019, arXiv:1910.10699 (all thirteen compared)",
         "odonata.distill.recipes:distill",
+        claims=("distillation-losses",),
     ),
 }
 """Every method of this room by name."""

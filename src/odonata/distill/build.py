@@ -26,17 +26,15 @@ from odonata.distill.distill import Distill, DistillConfig
 from odonata.distill.losses.interface import DistillLoss, loss_class
 from odonata.distill.taps import read_taps, shapes_of
 from odonata.distill.teacher import Teacher, find_teacher, teacher_of
-from odonata.engine.checkpoint import weights_file
 from odonata.engine.recipe import Recipe
 from odonata.engine.task import Task
-from odonata.errors import RecipeError, WeightsError
+from odonata.errors import RecipeError
 from odonata.represent.assets import TowerAssets
-from odonata.represent.build import describe, effective, start_from, tower_assets
+from odonata.represent.build import describe, effective, read_start, start_from, tower_assets
 from odonata.represent.evaluation import Evaluator, labels_tensor, spread_over
 from odonata.represent.exhibits import shown_by
 from odonata.represent.monitor import Monitor
-from odonata.represent.predictor import TowerPredictor
-from odonata.weights.read import read_state
+from odonata.represent.predictor import TowerPredictor, bare_tower_of_run
 
 
 @dataclass(frozen=True)
@@ -66,13 +64,14 @@ def build(recipe: Recipe, folder: Path | None = None) -> Task:
     train, heldout = train_and_heldout_pictures(data)
     recipe, derived = effective(recipe, len(train))
     config: DistillConfig = recipe.method
-    assets = TowerAssets.load(folder) if folder else tower_assets(config, train)
+    start = None if folder else read_start(config)
+    assets = TowerAssets.load(folder) if folder else tower_assets(config, train, start)
     notes = describe(train, heldout, config)
     heldout = with_classes_of(heldout, assets.classes) if heldout is not None else None
     student = build_tower(assets.tower)
-    if config.init and folder is None:
-        said, _ = start_from(student, config)
-        notes += [f"init: {note}" for note in said]
+    if start:
+        start_from(student, start, config)
+        notes += start.notes
     student.reset_head(len(assets.classes))
     teacher = teacher_of(folder, assets.classes) if folder else find_teacher(config, recipe, assets.classes)
     notes += teacher.notes
@@ -176,17 +175,7 @@ def load(path: Path, method: str | None, device: torch.device, **options: Any) -
         WeightsError: the run's weights do not fit its description.
     """
     which = options.get("which", "best")
-    assets = TowerAssets.load(path / "assets")
-    student = build_tower(assets.tower)
-    student.reset_head(len(assets.classes))
-    prefix = "backbone."
-    state = {
-        k[len(prefix) :]: v for k, v in read_state(weights_file(path, which)).state.items() if k.startswith(prefix)
-    }
-    try:
-        student.load_state_dict(state)
-    except RuntimeError as error:
-        raise WeightsError(f"{path}: the weights do not fit the run's description: {error}") from error
+    student, assets = bare_tower_of_run(path, which), TowerAssets.load(path / "assets")
     note = f"the student of a distillation, {which} checkpoint"
     return TowerPredictor(student.eval().to(device), assets.preprocess, assets.classes, device, "distill", [note])
 

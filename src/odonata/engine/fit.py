@@ -206,6 +206,8 @@ class Engine:
                 bar.say(f"step {self.step}: " + "  ".join(f"{k} {v:.4g}" for k, v in figures.items()))
                 for log in logs:
                     log.log(self.step, figures)
+                if self.task.watch:
+                    self.task.watch(self.step, figures)
                 began += time.perf_counter() - paused
             ended = self._save_if_due(figures if evaluated else None, bar)
             if ended:

@@ -16,8 +16,8 @@ from odonata.errors import RecipeError
 
 _LAYER = re.compile(r"^(?P<stack>.*?)\.?layers\.(?P<index>\d+)\.")
 _STAGE = re.compile(r"^(?P<tower>.*?)\.?stages\.(?P<stage>\d+)$")
-_BELOW = re.compile(r"embed|position|class_token|patch|stem|conv1|probe_in")
-_NO_DECAY = re.compile(r"position|class_token|logit_scale|logit_bias|(^|\.)bias$")
+_BELOW = re.compile(r"embed|position|class_token|distillation_token|register_tokens|patch|stem|conv1|probe_in")
+_NO_DECAY = re.compile(r"position|class_token|register_tokens|logit_scale|logit_bias|(^|\.)bias$")
 
 
 def decays(name: str, parameter: nn.Parameter) -> bool:

@@ -40,6 +40,6 @@ class Task:
     recipe: Any = None
     """The recipe with what follows from the data (steps from epochs, rate from batch); None: as it was given."""
     watch: Callable[[int, dict[str, float]], None] | None = None
-    """Reads the scalars of each line of the log, with their step; what it warns of by `logging` enters the log."""
+    """Reads the figures of each line of the log, with their step; what it warns of by `logging` enters the log."""
     notes: list[str] = field(default_factory=list[str])
     """What the person should know before training starts: skipped files, inferred conventions."""

@@ -1,7 +1,7 @@
 """Sequences of any length in few rows: each sees only itself.
 
-Notable: rows are filled first fit, longest sequence first; a mask keeps the sequences of a row apart, so that the answers
-are those of one by one.
+Notable: rows are filled first fit, longest sequence first; a mask keeps the sequences of a row apart, so that the
+answers are those of one by one.
 
 Source: Dehghani et al. 2023, Patch n' Pack: NaViT, arXiv:2307.06304, sec. 2.1 and appendix A.3.
 """

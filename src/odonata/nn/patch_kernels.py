@@ -16,9 +16,9 @@ def resample_patch_kernel(
 ) -> Float[Tensor, "dim channels new_height new_width"]:
     """Resizes the kernel of a patch projection by the pseudo-inverse of the resizing of patches (FlexiViT, eq. 3).
 
-    A patch enlarged bilinearly then has exactly the embedding that the small patch had with the old kernel; plain resizing
-    of the kernel would change the size of all embeddings. Where patches shrink, it is the best fit over patches of white
-    noise. Differentiable in the kernel.
+    A patch enlarged bilinearly then has exactly the embedding that the small patch had with the old kernel; plain
+    resizing of the kernel would change the size of all embeddings. Where patches shrink, it is the best fit over
+    patches of white noise. Differentiable in the kernel.
 
     Args:
         kernel: weights of the convolution.

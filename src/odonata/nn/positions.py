@@ -24,7 +24,8 @@ class _Resize:
     align_corners: bool
     source: str
     offset: float | None = None
-    """Where it is given, not the new size is asked for but a scale, (new + offset) / old: the samples then lie elsewhere."""
+    """Where it is given, not the new size is asked for but a scale, (new + offset) / old: the samples then lie
+    elsewhere."""
 
 
 # OpenAI's own CLIP code has no resizing: it refuses images of another size. Its checkpoints use `open_clip` here.
@@ -77,7 +78,8 @@ def sincos_2d(
         dim: width, divisible by 4.
         grid: rows and columns.
         prefix_tokens: rows of zeros that are put first (class token).
-        first: what the first half encodes: the column (`x`; MAE, whose meshgrid does so, and FLIP) or the row (`y`; MoCo
+        first: what the first half encodes: the column (`x`; MAE, whose meshgrid does so, and FLIP) or the row (`y`;
+        MoCo
             v3, which names its axes the other way round).
 
     Returns:
@@ -110,8 +112,8 @@ def resize_positions(
         new_grid: rows and columns wanted.
         convention: whose interpolation: `open_clip` (bicubic, antialias), `hf` and `blip` and `moonvit` (bicubic, no
             antialias), `big_vision` and `vilt` (bilinear, corners aligned), `naflex` (bilinear, antialias), `dino`
-            (bicubic, by a scale that is 0.1 cell too large: DINO, and DINOv2 without registers), `torchvision` (bicubic,
-            corners aligned).
+            (bicubic, by a scale that is 0.1 cell too large: DINO, and DINOv2 without registers), `torchvision`
+            (bicubic, corners aligned).
 
     Returns:
         Prefix and new grid. The very same tensor if the grids are equal.

@@ -5,8 +5,8 @@ Notable:
 - Prefix tokens (class, registers) are not turned: their rows of the table are the identity.
 - While training the coordinates may be shifted, stretched per axis and scaled at random (DINOv3's augmentation).
 
-Sources: Su et al. 2021 (RoFormer), eq. 34; Heo et al. 2024 (RoPE for ViT), sec. 3.2, axial; Siméoni et al. 2025 (DINOv3),
-sec. 3.2 and facebookresearch/dinov3 `layers/rope_position_encoding.py`.
+Sources: Su et al. 2021 (RoFormer), eq. 34; Heo et al. 2024 (RoPE for ViT), sec. 3.2, axial; Siméoni et al. 2025
+(DINOv3), sec. 3.2 and facebookresearch/dinov3 `layers/rope_position_encoding.py`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The gated MLP: one Linear decides how much of another passes.
 
-Notable: gate and value are two Linears, so that adapters and quantisation can take them apart; DINOv2's code packs them in one.
+Notable: gate and value are two Linears, so that adapters and quantisation can take them apart; DINOv2's code packs
+them in one.
 
 Source: Shazeer 2020, GLU Variants Improve Transformer, eq. 6.
 """

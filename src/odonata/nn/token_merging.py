@@ -2,9 +2,10 @@
 
 Notable:
 - Needs no training; similar means similar keys, averaged over the heads (Bolya et al. 2022, sec. 3).
-- A merged token stands for several, and says so: log size is added to its attention logits (proportional attention, eq. 1).
-- Merged tokens are put back at all their places after the last block. The mean over patches is then the mean weighted by
-  size, which the authors take for towers that pool by a mean, and dense features keep their grid.
+- A merged token stands for several, and says so: log size is added to its attention logits (proportional attention,
+  eq. 1).
+- Merged tokens are put back at all their places after the last block. The mean over patches is then the mean weighted
+  by size, which the authors take for towers that pool by a mean, and dense features keep their grid.
 
 Deliberate difference: the tokens that stay keep their order. The original puts the second set of the bipartite matching
 behind the first, which changes how later blocks split their tokens in two; prefix tokens would not stay in front.
@@ -25,7 +26,8 @@ from odonata.nn.transformer import Block
 def match_tokens(
     keys: Float[Tensor, "batch tokens dim"], r: int, prefix_tokens: int = 0
 ) -> tuple[Int[Tensor, "batch tokens"], int]:
-    """Bipartite soft matching: tokens alternate between two sets, and the r best edges from the first to the second merge.
+    """Bipartite soft matching: tokens alternate between two sets, and the r best edges from the first to the second
+    merge.
 
     Args:
         keys: what similarity is measured by (cosine).

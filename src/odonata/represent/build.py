@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from odonata.data.preprocess import IMAGENET, Preprocess
 from odonata.data.sample import ImageTextSource
 from odonata.engine.recipe import Recipe
 from odonata.engine.task import Task
-from odonata.errors import DataError, RecipeError
+from odonata.errors import DataError, RecipeError, WeightsError
 from odonata.represent.assets import TowerAssets
 from odonata.represent.classify import Classify, ClassifyConfig
 from odonata.represent.evaluation import Evaluator, readable
@@ -37,6 +38,9 @@ from odonata.represent.methods import METHOD_OF
 from odonata.represent.monitor import Monitor
 from odonata.represent.representation import Representation, TowerOptions
 from odonata.weights.towers import Hints
+
+DEFAULT_TOWER = "resnet8"
+"""The tower where neither --backbone nor --init names one: small enough for a laptop's CPU."""
 
 
 def build(recipe: Recipe, folder: Path | None = None) -> Task:
@@ -54,17 +58,17 @@ def build(recipe: Recipe, folder: Path | None = None) -> Task:
     notes = describe(train, heldout, recipe.method)
     recipe, derived = effective(recipe, len(train))
     config: TowerOptions = recipe.method
-    assets = TowerAssets.load(folder) if folder else tower_assets(config, train)
+    start = None if folder else read_start(config)
+    assets = TowerAssets.load(folder) if folder else tower_assets(config, train, start)
     if heldout is not None and config.learns_classes:
         heldout = with_classes_of(heldout, assets.classes)
     backbone = build_tower(assets.tower)
-    rest: dict[str, Tensor] = {}
-    if config.init and folder is None:
-        said, rest = start_from(backbone, config)
-        notes += [f"init: {note}" for note in said]
+    if start:
+        start_from(backbone, start, config)
+        notes += start.notes
     method = make_method(config, backbone, assets)
-    if rest:
-        notes += [f"init: {note}" for note in method.load_published_rest(rest)]
+    if start and start.rest:
+        notes += [f"init: {note}" for note in method.load_published_rest(start.rest)]
     dataset = ViewDataset(train, type(method).views(config), recipe.seed, on_error=data.on_error)
     sampler = picture_sampler(train, data, recipe.seed)
     evaluator = Evaluator(assets, train, heldout, recipe.evaluation, skips=data.on_error == "skip")
@@ -131,25 +135,48 @@ def _warmup(recipe: Recipe, steps: int) -> int:
     return round(warmup * steps) if warmup < 1 else round(warmup)
 
 
-def start_from(backbone: Backbone, config: TowerOptions) -> tuple[list[str], dict[str, Tensor]]:
-    """Fill a tower with the weights that `--init` names; return notes, and what else a published file holds.
+@dataclass
+class Start:
+    """The tower that a run begins with, as `--init` names it."""
+
+    tower: Backbone
+    preprocess: Preprocess
+    notes: list[str]
+    rest: dict[str, Tensor]
+    """What else a published file holds: heads, queues."""
+
+
+def read_start(config: TowerOptions) -> Start | None:
+    """Return the tower that `--init` names; None where it names none.
+
+    Raises:
+        WeightsError: it cannot be read.
+    """
+    if not config.init:
+        return None
+    path, part = Path(config.init), config.init_part or None
+    if not path.exists():
+        raise WeightsError(f"--init {path}: no such run folder or weights")
+    if (path / "config.yaml").is_file():
+        from odonata.represent.predictor import tower_of_run
+
+        tower, assets, name = tower_of_run(path, part)
+        return Start(tower, assets.preprocess, [f"init: tower of {path} ({name}); heads start anew"], {})
+    found = load_backbone(path, Hints(part=part))
+    notes = [f"init: {note}" for note in found.published.notes]
+    return Start(found.backbone, found.preprocess, notes, found.published.rest)
+
+
+def start_from(backbone: Backbone, start: Start, config: TowerOptions) -> None:
+    """Fill a tower with the weights of another.
 
     A transformer may come in another form than it was pre-trained in: with trainable positions, for another size of
     pictures, pooled otherwise, with stochastic depth.
 
     Raises:
-        WeightsError: they cannot be read.
         RecipeError: they are of another architecture.
     """
-    path, part, rest = Path(config.init), config.init_part or None, dict[str, Tensor]()
-    if (path / "config.yaml").is_file():
-        from odonata.represent.predictor import tower_of_run
-
-        tower, name = tower_of_run(path, part)
-        notes = [f"tower of {path} ({name}); heads start anew"]
-    else:
-        found = load_backbone(path, Hints(part=part))
-        tower, notes, rest = found.backbone, found.published.notes, found.published.rest
+    tower = start.tower
     if isinstance(tower, ViT) and isinstance(backbone, ViT) and _same_blocks(tower, backbone):
         tower = finetuning_form(tower, backbone.config)
     own = backbone.state_dict()
@@ -160,11 +187,10 @@ def start_from(backbone: Backbone, config: TowerOptions) -> tuple[list[str], dic
         seen = list(state[wrong[0]].shape) if wrong[0] in state else "nothing"
         want = list(own[wrong[0]].shape) if wrong[0] in own else "nothing"
         raise RecipeError(
-            f"--init {path}: {len(wrong)} tensors do not fit --backbone {config.backbone} at "
+            f"--init {config.init}: {len(wrong)} tensors do not fit --backbone {config.backbone} at "
             f"--image-size {config.image_size}, such as {wrong[0]}: want {want}, found {seen}"
         )
     backbone.load_state_dict(state, strict=False)
-    return notes, rest
 
 
 def _same_blocks(one: ViT, other: ViT) -> bool:
@@ -173,29 +199,48 @@ def _same_blocks(one: ViT, other: ViT) -> bool:
     return all(getattr(one.config, name) == getattr(other.config, name) for name in names)
 
 
-def tower_assets(config: TowerOptions, source: ImageTextSource) -> TowerAssets:
-    tower = variant(config.backbone)
-    if "image_size" in {field.name for field in dataclasses.fields(tower)}:
-        tower = _sized(tower, config)
+def tower_assets(config: TowerOptions, source: ImageTextSource, start: Start | None = None) -> TowerAssets:
+    """Return what a recipe's tower is and what its pictures go through.
+
+    Args:
+        config: of the method.
+        source: the pictures; gives the classes, where the method learns them.
+        start: the tower that `--init` names: its architecture, where `--backbone` names none, and its normalisation.
+
+    Raises:
+        RecipeError: the tower cannot be had.
+        DataError: the method learns classes, and there are not two.
+    """
+    tower = start.tower.config if start and not config.backbone else variant(config.backbone or DEFAULT_TOWER)
+    name = config.backbone or type(tower).__name__
+    fields = {field.name for field in dataclasses.fields(tower)}
+    if "image_size" in fields:
+        tower = _sized(tower, name, config.image_size)
     if getattr(config, "drop_path", 0.0):
-        if "drop_path" not in {field.name for field in dataclasses.fields(tower)}:
-            raise RecipeError(f"--drop-path: {config.backbone} has no stochastic depth")
+        if "drop_path" not in fields:
+            raise RecipeError(f"--drop-path: {name} has no stochastic depth")
         tower = dataclasses.replace(tower, drop_path=config.drop_path)  # pyright: ignore[reportAttributeAccessIssue]
     classes = source.classes or () if config.learns_classes else ()
     if config.learns_classes and len(classes) < 2:
         found = f"one class only ({classes[0]!r})" if classes else "no classes"
         raise DataError(f"{source.origin}: {found}: a classifier needs two or more, as folders path/class/*.jpg")
     size = config.image_size
-    # Small pictures are scaled whole; larger ones as ImageNet's evaluation has it.
+    # Small pictures are scaled whole; larger ones as ImageNet's evaluation has it. The normalisation belongs to the
+    # weights.
     way = {"resize": "squash"} if size <= 64 else {"resize": "shortest", "resize_size": round(size * 256 / 224)}
+    if start:
+        way |= {"mean": start.preprocess.mean, "std": start.preprocess.std}
+        if start.preprocess.height_width != (size, size):
+            made = start.preprocess.height_width[0]
+            start.notes.append(f"init: made for pictures of {made} px; here --image-size is {size}")
     return TowerAssets(tower, Preprocess.from_dict(IMAGENET.to_dict() | {"size": size} | way), classes)
 
 
-def _sized(tower: Any, config: TowerOptions) -> Any:
+def _sized(tower: Any, name: str, size: int) -> Any:
     try:
-        return dataclasses.replace(tower, image_size=config.image_size)
+        return dataclasses.replace(tower, image_size=size)
     except ValueError as error:
-        raise RecipeError(f"--backbone {config.backbone} --image-size {config.image_size}: {error}") from error
+        raise RecipeError(f"--backbone {name} --image-size {size}: {error}") from error
 
 
 def describe(train: ImageTextSource, heldout: ImageTextSource | None, config: TowerOptions) -> list[str]:

@@ -49,7 +49,7 @@ class CPCConfig(TowerOptions):
     """CPC on pictures; the paper's patches are 64 px at a stride of 32 in pictures of 256."""
 
     backbone: str = "resnet8:norm=layer"
-    """Tower by name, for pictures of a patch's size; batch normalisation leaks from patch to patch, see the page of this method."""
+    """Tower by name, for pictures of a patch's size; batch normalisation leaks from patch to patch."""
     version: Literal["v1", "v2"] = "v1"
     """v1 predicts downwards; v2 in four directions, in a space of 64 dimensions, from augmented patches."""
     patch: int = 8

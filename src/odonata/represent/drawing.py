@@ -88,7 +88,7 @@ def draw_features(model: TowerPredictor, picture: Path, layers: Sequence[int], f
     shown = Image.fromarray(model.preprocess.denormalize(prepared[0].cpu()).permute(1, 2, 0).numpy())
     rows = [[shown, *(Image.fromarray(principal_colours(m[0].cpu())) for m in model.features(picture, layers))]]
     tower = model.backbone
-    if isinstance(tower, ViT) and tower.class_token is not None and tower.config.rope is None:
+    if isinstance(tower, ViT) and tower.class_token is not None and not _turns(tower):
         maps = [class_attention(tower, prepared, layer) for layer in layers]
         rows.append([Image.new("RGB", (1, 1), "white"), *(_heat(m) for m in maps)])
     canvas = Image.new("RGB", (SIDE * len(rows[0]), SIDE * len(rows)), "white")
@@ -98,6 +98,11 @@ def draw_features(model: TowerPredictor, picture: Path, layers: Sequence[int], f
     file = folder / f"{picture.stem}.features.png"
     canvas.save(file)
     return file
+
+
+def _turns(tower: ViT) -> bool:
+    """Whether queries and keys are rotated by their places, which is not drawn here."""
+    return tower.config.positions == "rope"
 
 
 def _heat(weights: Float[Tensor, "height width"]) -> Image.Image:

@@ -17,7 +17,6 @@ transformers resizes the decoder's along the flattened rows.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -32,7 +31,6 @@ from odonata.backbones.vit_init import INITIALISERS
 from odonata.data.pictures import View, ViewBatch
 from odonata.data.preprocess import Preprocess
 from odonata.errors import RecipeError
-from odonata.nn.attention import Attention
 from odonata.nn.patches import patchify
 from odonata.nn.positions import PositionConvention, resize_positions, sincos_2d
 from odonata.nn.transformer import Transformer
@@ -46,7 +44,7 @@ from odonata.weights.maps import depth_of
 class MAEConfig(TowerOptions):
     """Masked autoencoding; the paper's decoder is 512 wide, 8 deep, with 16 heads."""
 
-    backbone: str = "vit-tiny4:positions=sincos_2d,pool=patches"
+    backbone: str = "vit-tiny4:positions=sincos_2d,pool=patches,init=mae"
     """Vision Transformer by name, with options; the published ones are mae-b16, mae-l16 and mae-h14."""
     mask_ratio: float = 0.75
     """Share of patches that is dropped."""
@@ -141,7 +139,6 @@ class Decoder(nn.Module):
         self.norm = nn.LayerNorm(width, eps=eps)
         self.pred = nn.Linear(width, tower.patch_size**2 * tower.channels)
         INITIALISERS["mae"](self, self.embed, self.positions, self.mask_token)
-        _init_packed(self)
 
     def forward(
         self,
@@ -166,16 +163,6 @@ class Decoder(nn.Module):
         hidden = self.transformer(torch.cat([prefix, patches], 1) + positions.to(tokens.dtype))
         hidden = hidden[:, self.prefix_tokens :]
         return self.pred(self.norm(hidden if wanted is None else take(hidden, wanted)))
-
-
-@torch.no_grad()
-def _init_packed(module: nn.Module) -> None:
-    """Draw queries, keys and values as one Xavier-uniform matrix of three times the rows, as the original has them."""
-    for part in module.modules():
-        if isinstance(part, Attention):
-            bound = math.sqrt(6 / (part.q.in_features + 3 * part.q.out_features))
-            for linear in (part.q, part.k, part.v):
-                nn.init.uniform_(linear.weight, -bound, bound)
 
 
 class MAE(Representation):

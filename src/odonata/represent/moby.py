@@ -1,15 +1,16 @@
 """MoBY: MoCo v2's queue and BYOL's asymmetry, for hierarchical Vision Transformers.
 
-Both views are queries in turn. The online network ends in a projector and a predictor; the target network, which follows
-slowly, in a projector. Each view has a queue of its own: the queries of view 1 are compared with keys of view 2, their own
-and those of earlier batches, and the other way round.
+Both views are queries in turn. The online network ends in a projector and a predictor; the target network, which
+follows slowly, in a projector. Each view has a queue of its own: the queries of view 1 are compared with keys of view
+2, their own and those of earlier batches, and the other way round.
 
-Reference: Xie et al., Self-Supervised Learning with Swin Transformers, arXiv:2105.04553, sec. 3.1 and algorithm 1. Details
-from SwinTransformer/Transformer-SSL `models/moby.py`: the two losses are summed, not averaged; batch normalisation of the
-heads sees all ranks; stochastic depth acts online only.
+Reference: Xie et al., Self-Supervised Learning with Swin Transformers, arXiv:2105.04553, sec. 3.1 and algorithm 1.
+Details from SwinTransformer/Transformer-SSL `models/moby.py`: the two losses are summed, not averaged; batch
+normalisation of the heads sees all ranks; stochastic depth acts online only.
 
-Differences: K need not be a multiple of the batch, the queues wrap around. For pictures below 48 pixels there is no blur.
-The target follows after the update instead of before the next keys, with the momentum of that next step: the same numbers.
+Differences: K need not be a multiple of the batch, the queues wrap around. For pictures below 48 pixels there is no
+blur. The target follows after the update instead of before the next keys, with the momentum of that next step: the
+same numbers.
 """
 
 from __future__ import annotations

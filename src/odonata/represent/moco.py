@@ -1,8 +1,8 @@
 """MoCo: contrast against a queue of keys from a slow encoder.
 
 A query must find its own key, the other view of its picture, among K keys of earlier batches. The keys come from an
-encoder that follows the query's slowly, so that the queue stays consistent while it is far larger than a batch. v2 adds
-a projector of two layers, stronger augmentation, a higher temperature and a cosine schedule.
+encoder that follows the query's slowly, so that the queue stays consistent while it is far larger than a batch. v2
+adds a projector of two layers, stronger augmentation, a higher temperature and a cosine schedule.
 
 References: He et al., Momentum Contrast, arXiv:1911.05722; Chen et al., Improved Baselines with Momentum Contrastive
 Learning, arXiv:2003.04297. Details from facebookresearch/moco `moco/builder.py`: the key encoder follows before keys
@@ -11,8 +11,8 @@ are computed, keys enter the queue after the logits, statistics of batch normali
 Batch normalisation lets a network cheat, because query and key share a batch; the original shuffles keys among GPUs.
 Here keys are shuffled and normalised in `bn_groups` parts, so that one device is enough.
 
-Differences: K need not be a multiple of the batch, the queue wraps around. On many devices each shuffles its own share of
-the batch; nothing is exchanged but the keys for the queue.
+Differences: K need not be a multiple of the batch, the queue wraps around. On many devices each shuffles its own
+share of the batch; nothing is exchanged but the keys for the queue.
 """
 
 from __future__ import annotations

@@ -19,6 +19,8 @@ log = logging.getLogger(__name__)
 
 PATIENCE = 0.15
 """Share of the run that a loss may stand at its constant before it is called stuck."""
+LINES = 3
+"""Lines of the log in a row that must show a finding: a centre that starts at zero, for one, needs a few steps."""
 SHORTEST = 500
 """Runs of fewer steps are judged like one of so many: the first steps of any run stand there."""
 
@@ -30,6 +32,8 @@ class Finding:
     name: str
     cause: str
     remedy: str
+    lines: int = LINES
+    """Lines of the log in a row that must show it before it is told."""
 
     def __str__(self) -> str:
         return f"collapse watch: {self.name}: {self.cause}. {self.remedy}"
@@ -70,6 +74,7 @@ def diagnose(scalars: Mapping[str, float], chance: float | None, stood: float = 
                 f"the loss is {scalars['loss']:.4f} and ln K = {chance:.4f}: nothing is told apart",
                 "Check the effective learning rate above, raise it or lower the temperature, and see that both views "
                 "show the same picture",
+                lines=1,  # it has stood there long enough already
             )
         )
     used = scalars.get("prototypes_used")
@@ -120,16 +125,22 @@ class Monitor:
     method: Representation
     steps: int
     said: set[str] = field(default_factory=set[str])
+    lines: dict[str, int] = field(default_factory=dict[str, int])
+    """Finding → lines in a row that showed it."""
     since: int | None = None
     """The step from which the loss has stood at its constant."""
 
     def __call__(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Warn of what this line shows for the first time."""
+        """Warn of what this line and those before it show for the first time."""
         chance = self.method.chance
         if chance and "loss" in scalars:
             self.since = (step if self.since is None else self.since) if at_chance(scalars, chance) else None
         stood = (step - self.since) / max(self.steps, SHORTEST) if self.since is not None else 0.0
-        for finding in diagnose(scalars, chance, stood):
-            if finding.name not in self.said:
+        findings = diagnose(scalars, chance, stood)
+        evaluated = "feature_rank" in scalars  # over held-back pictures, not one batch: once is enough
+        if not evaluated:
+            self.lines = {finding.name: self.lines.get(finding.name, 0) + 1 for finding in findings}
+        for finding in findings:
+            if (evaluated or self.lines[finding.name] >= finding.lines) and finding.name not in self.said:
                 self.said.add(finding.name)
                 log.warning("step %d: %s", step, finding)

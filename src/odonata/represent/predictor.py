@@ -22,12 +22,14 @@ from odonata.data.sample import ImageRef
 from odonata.engine.checkpoint import weights_file
 from odonata.engine.config_file import from_plain, read_recipe_name
 from odonata.errors import RecipeError, WeightsError
+from odonata.represent import METHODS
 from odonata.represent.assets import TowerAssets
 from odonata.represent.build import make_method
 from odonata.represent.classify import Classify
 from odonata.represent.recipes import by_name
 from odonata.represent.representation import Representation
 from odonata.weights.layout import Files
+from odonata.weights.maps import check_fit
 from odonata.weights.published import write_folder
 from odonata.weights.read import read_json, read_state
 from odonata.weights.towers import Hints, is_tower
@@ -236,8 +238,8 @@ def method_of_run(path: Path, which: str = "best") -> tuple[Representation, Towe
     return method, assets, name
 
 
-def tower_of_run(path: Path, part: str | None = None) -> tuple[Backbone, str]:
-    """Return the tower that a run learned, and the method's name.
+def tower_of_run(path: Path, part: str | None = None) -> tuple[Backbone, TowerAssets, str]:
+    """Return the tower that a run learned, its assets, and the method's name.
 
     Args:
         path: the run folder.
@@ -246,14 +248,34 @@ def tower_of_run(path: Path, part: str | None = None) -> tuple[Backbone, str]:
     Raises:
         WeightsError: there is no such part.
     """
-    method, _, name = method_of_run(path)
+    name = read_recipe_name(path / "config.yaml")[0]
+    if name not in METHODS:  # of another room: its measured tower is called `backbone` there too
+        return bare_tower_of_run(path), TowerAssets.load(path / "assets"), name
+    method, assets, name = method_of_run(path)
     if part is None:
-        return method.encoder, name
+        return method.encoder, assets, name
     tower = getattr(method, part, None)
     if not isinstance(tower, Backbone):
         parts = [key for key, module in method.named_children() if isinstance(module, Backbone)]
         raise WeightsError(f"{path}: a run of {name} has no tower {part!r}; it has {', '.join(parts)}")
-    return tower, name
+    return tower, assets, name
+
+
+def bare_tower_of_run(path: Path, which: str = "best") -> Backbone:
+    """Return the tower that a run of another room learned, with its classifier; the method calls it `backbone`.
+
+    Raises:
+        WeightsError: the run's weights do not fit its description.
+    """
+    assets, prefix = TowerAssets.load(path / "assets"), "backbone."
+    tower = build_tower(assets.tower)
+    if assets.classes:
+        tower.reset_head(len(assets.classes))
+    state = read_state(weights_file(path, which)).state
+    own = {k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)}
+    check_fit(own, tower.state_dict(), str(path))
+    tower.load_state_dict(own)
+    return tower
 
 
 def _load_own(path: Path, device: torch.device) -> TowerPredictor:

@@ -76,7 +76,7 @@ def cpc() -> Recipe:
         method=CPCConfig(),
         data=PictureData(batch_size=32),
         evaluation=RepresentEvaluation(),
-        optim=AdamW(lr=0.016, weight_decay=1e-4, betas=(0.9, 0.999)),
+        optim=AdamW(lr=4e-3, weight_decay=1e-4, betas=(0.9, 0.999)),
         schedule=Schedule(warmup=0.1),
         steps=400,
     )
@@ -107,9 +107,9 @@ def moco_v1() -> Recipe:
     return Recipe(
         name="moco-v1",
         method=MoCoConfig(),
-        data=PictureData(),
+        data=PictureData(batch_size=64),
         evaluation=RepresentEvaluation(),
-        optim=SGD(lr=0.06, weight_decay=1e-4),
+        optim=SGD(lr=0.24, weight_decay=1e-4),
         schedule=Schedule(kind="steps", warmup=0.0, milestones=(0.6, 0.8)),
         clip=Clip("none"),
         steps=600,
@@ -121,9 +121,9 @@ def moco_v2() -> Recipe:
     return Recipe(
         name="moco-v2",
         method=MoCoConfig(mlp=True, temperature=0.2, augmentation="v2"),
-        data=PictureData(),
+        data=PictureData(batch_size=64),
         evaluation=RepresentEvaluation(),
-        optim=SGD(lr=0.06, weight_decay=1e-4),
+        optim=SGD(lr=0.24, weight_decay=1e-4),
         schedule=Schedule(warmup=0.0),
         clip=Clip("none"),
         steps=600,
@@ -169,7 +169,9 @@ def moby() -> Recipe:
 def swav() -> Recipe:
     """SwAV at laptop size. The paper: ResNet-50, LARS 4.8 for 4096 with trust 1e-3, cosine over 800 epochs, ε 0.05.
 
-    A short run needs sharper codes, larger small crops and fewer prototypes, or it stays at ln K.
+    A short run needs sharper codes, larger small crops and fewer prototypes, or it stays at ln K. Even so its
+    features gain little: in 120 steps on plain digits (ResNet-8, 16 px) kNN went from 0.854 to 0.889 with seed 0 and
+    from 0.877 to 0.836 with seed 1, without a collapse in either.
     """
     return Recipe(
         name="swav",
@@ -180,11 +182,11 @@ def swav() -> Recipe:
             hidden=128,
             dim=64,
             prototypes=64,
-            epsilon=0.012,
+            epsilon=0.01,
         ),
         data=PictureData(batch_size=64),
         evaluation=RepresentEvaluation(),
-        optim=AdamW(lr=0.016, weight_decay=1e-4, betas=(0.9, 0.999)),
+        optim=AdamW(lr=4e-3, weight_decay=1e-4, betas=(0.9, 0.999)),
         schedule=Schedule(warmup=0.05),
         clip=Clip("none"),
         steps=600,
@@ -194,12 +196,14 @@ def swav() -> Recipe:
 def dino() -> Recipe:
     """DINO at laptop size. The paper: ViT-S/16, AdamW 5e-4 for 256, decay 0.04 to 0.4, momentum 0.996, 2 + 10 crops.
 
-    A short run needs a colder teacher, larger small crops and a normalised head, or its answers stay flat.
+    A short run needs a colder teacher, larger small crops and a normalised head, or its answers stay flat; and a small
+    convolutional tower: with a small transformer kNN fell in 300 steps from 0.25 to 0.19. With this one it rose from
+    0.24 untrained to 0.34, clear of both collapses (seed 0).
     """
     return Recipe(
         name="dino",
         method=DINOConfig(
-            backbone="vit-tiny8",
+            backbone="resnet8",
             small_crops=2,
             large_scale=(0.5, 1.0),
             small_scale=(0.25, 0.6),
@@ -213,10 +217,10 @@ def dino() -> Recipe:
         ),
         data=PictureData(batch_size=64),
         evaluation=RepresentEvaluation(),
-        optim=AdamW(lr=8e-3, weight_decay=0.04, betas=(0.9, 0.999), final_weight_decay=0.4),
+        optim=AdamW(lr=4e-3, weight_decay=0.04, betas=(0.9, 0.999), final_weight_decay=0.4),
         schedule=Schedule(warmup=0.1),
         clip=Clip("tensor", 3.0),
-        steps=600,
+        steps=400,
     )
 
 

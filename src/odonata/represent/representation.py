@@ -22,8 +22,9 @@ class TowerOptions:
 
     learns_classes: ClassVar[bool] = False
     """Whether the method needs labels."""
-    backbone: str = "resnet18-small"
-    """Tower by name (`odonata show backbones`), with options: resnet50, vit-s16, resnet18:stem=cifar, …"""
+    backbone: str = ""
+    """Tower by name (`odonata show backbones`), with options: resnet50, vit-s16, resnet18:stem=cifar, …; empty: that of
+    --init, or resnet8."""
     image_size: int = 32
     """Side of the pictures that the tower sees, in pixels."""
     init: str = ""

@@ -28,7 +28,7 @@ _DEFAULTS: Plain = {
     "layer_norm_eps": 1e-12,
     "qkv_bias": True,
 }
-_PREFIX, _OURS = "vit.", "visual."
+_PREFIX, _OURS = "vit.", "visual"
 
 
 def recognises(raw: Raw) -> bool:
@@ -37,8 +37,15 @@ def recognises(raw: Raw) -> bool:
 
 
 def encoder(theirs: str, ours: str, depth: int) -> list[Rule]:
-    """The blocks and the norm after them; `theirs` and `ours` end in a dot or are empty. MAE's encoder has the same names."""
-    source, target = theirs + "encoder.layer.{i}", ours + "transformer.layers.{i}"
+    """The blocks and the norm after them; `theirs` ends in a dot or is empty. MAE's encoder has the same names.
+
+    Args:
+        theirs: what stands before transformers' names.
+        ours: name of the tower in our model; empty where the tower is the whole.
+        depth: number of blocks.
+    """
+    prefix = f"{ours}." if ours else ""
+    source, target = theirs + "encoder.layer.{i}", prefix + "transformer.layers.{i}"
     rules = [
         *pair(f"{source}.layernorm_before", f"{target}.norm1"),
         *pair(f"{source}.layernorm_after", f"{target}.norm2"),
@@ -48,7 +55,7 @@ def encoder(theirs: str, ours: str, depth: int) -> list[Rule]:
     ]
     for name, letter in (("query", "q"), ("key", "k"), ("value", "v")):
         rules += pair(f"{source}.attention.attention.{name}", f"{target}.attn.{letter}")
-    return [*layers(rules, depth), *pair(f"{theirs}layernorm", f"{ours}norm")]
+    return [*layers(rules, depth), *pair(f"{theirs}layernorm", f"{prefix}norm")]
 
 
 def key_map(tower: Plain, classifier: bool = True) -> KeyMap:
@@ -61,13 +68,13 @@ def key_map(tower: Plain, classifier: bool = True) -> KeyMap:
     width, tokens = tower["width"], (tower["image_size"] // tower["patch_size"]) ** 2 + 1
     embeddings = f"{_PREFIX}embeddings"
     rules = [
-        reshape(f"{embeddings}.cls_token", f"{_OURS}class_token", (1, 1, width), (width,)),
-        reshape(f"{embeddings}.position_embeddings", f"{_OURS}positions", (1, tokens, width), (tokens, width)),
-        *pair(f"{embeddings}.patch_embeddings.projection", f"{_OURS}patch_embed.proj"),
+        reshape(f"{embeddings}.cls_token", f"{_OURS}.class_token", (1, 1, width), (width,)),
+        reshape(f"{embeddings}.position_embeddings", f"{_OURS}.positions", (1, tokens, width), (tokens, width)),
+        *pair(f"{embeddings}.patch_embeddings.projection", f"{_OURS}.patch_embed.proj"),
         *encoder(_PREFIX, _OURS, tower["depth"]),
     ]
     if classifier:
-        rules += pair("classifier", f"{_OURS}head")
+        rules += pair("classifier", f"{_OURS}.head")
     return KeyMap(rules, (f"{_PREFIX}pooler.*", f"{_PREFIX}embeddings.mask_token"))
 
 

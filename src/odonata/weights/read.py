@@ -150,9 +150,7 @@ def _read_shards(index: Path, allow_torchscript: bool) -> tuple[dict[str, Tensor
     return state, files, kind
 
 
-def _read_file(
-    file: Path, allow_torchscript: bool, raw: Raw, part: str | None = None
-) -> tuple[dict[str, Tensor], str]:
+def _read_file(file: Path, allow_torchscript: bool, raw: Raw, part: str | None = None) -> tuple[dict[str, Tensor], str]:
     size = file.stat().st_size
     if size == 0:
         raise WeightsError(f"{file} is empty; download it again")

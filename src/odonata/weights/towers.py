@@ -1,7 +1,7 @@
 """Published backbones in and out, whatever their layout.
 
-Each layout is a module with one `TowerLayout`: how its checkpoints are told from all others, what their tensors mean, and
-how they are written. What a file leaves open (heads cannot be seen in shapes) is asked for, never guessed.
+Each layout is a module with one `TowerLayout`: how its checkpoints are told from all others, what their tensors mean,
+and how they are written. What a file leaves open (heads cannot be seen in shapes) is asked for, never guessed.
 """
 
 from __future__ import annotations

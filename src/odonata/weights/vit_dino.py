@@ -84,7 +84,7 @@ def write_v2(state: Mapping[str, Tensor], config: Plain, classes: int, preproces
 
 def plan_v3(raw: Raw, hints: Hints) -> TowerPlan:
     """Returns how to read DINOv3's file."""
-    config = infer(raw, _V3) | {"norm_eps": 1e-5, "rope_base": 100.0, "rope_rescale": 2.0}
+    config: Plain = infer(raw, _V3) | {"norm_eps": 1e-5, "rope_base": 100.0, "rope_rescale": 2.0}
     config["num_heads"], note = heads(raw, config, hints, {384: 6, 1280: 20, 4096: 32}.get(config["width"]))
     periods = raw.state.get("rope_embed.periods")
     wanted = rope_periods(config["width"] // config["num_heads"], 100.0)

@@ -1,11 +1,13 @@
 """transformers' Vision Transformers: ViT, DeiT, ViTMAE's encoder, DINOv2 with and without registers, DINOv3.
 
 Notable:
-- Two generations of names: files hold the older ones (`encoder.layer.N.attention.attention.query`), which transformers 5 still
-  writes; its modules' own (`layers.N.attention.q_proj`) are read as well. The older ones are written.
+- Two generations of names: files hold the older ones (`encoder.layer.N.attention.attention.query`), which transformers
+  5 still writes; its modules' own (`layers.N.attention.q_proj`) are read as well. The older ones are written.
 - Epsilons stand in the configuration; where it is silent, transformers' default counts, 1e-12 for ViT, DeiT and MAE.
-- Google's ViT is normalised with 0.5, all others with ImageNet's statistics, unless preprocessor_config.json says otherwise.
-- Which kind is written follows from the tower: rotary → DINOv3, registers or layer scale → DINOv2, distilled → DeiT, else ViT.
+- Google's ViT is normalised with 0.5, all others with ImageNet's statistics, unless preprocessor_config.json says
+  otherwise.
+- Which kind is written follows from the tower: rotary → DINOv3, registers or layer scale → DINOv2, distilled → DeiT,
+  else ViT.
 
 Source: transformers 5.23 `models/{vit,deit,vit_mae,dinov2,dinov2_with_registers,dinov3_vit}`, `conversion_mapping.py`.
 """
@@ -18,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from odonata.nn.swiglu import swiglu_width
 from odonata.weights import hf_names
 from odonata.weights.hf_vit import encoder
 from odonata.weights.layout import Files, Plain, require, shape_of
@@ -159,10 +162,15 @@ def plan(raw: Raw, hints: Hints) -> TowerPlan:
     if kind == "dinov3_vit":
         prefix = "model." if any(name.startswith("model.layer.") for name in raw.state) else ""
     config["distilled"] = any(name.endswith("embeddings.distillation_token") for name in raw.state)
-    found = [name for name in ("classifier", "cls_classifier", "distillation_classifier") if f"{name}.weight" in raw.state]
+    found = [
+        name for name in ("classifier", "cls_classifier", "distillation_classifier") if f"{name}.weight" in raw.state
+    ]
     classes = raw.state[f"{found[0]}.weight"].shape[0] if found else 0
-    if config["distilled"] and found == ["classifier"]:  # DeiTForImageClassification keeps the token, and does not ask it
-        found.append("classifier")
+    require(
+        not config["distilled"] or found != ["classifier"],
+        f"{raw.path}: a DeiTForImageClassification asks its class token alone, the tower here the mean of both heads; "
+        "read its DeiTForImageClassificationWithTeacher, or take the classifier out",
+    )
     if kind.startswith("dinov2") and classes:
         config["pool"] = "class_mean"
     rules = key_map(config, kind, prefix, tuple(found), modern)
@@ -172,7 +180,8 @@ def plan(raw: Raw, hints: Hints) -> TowerPlan:
         "rotary positions" if kind == "dinov3_vit" else f"positions resized as {config['position_convention']}",
     ]
     prepared = _preprocess(raw, kind, config["image_size"], notes)
-    return TowerPlan(config, rules, f"transformers {_NAMES[kind]}", classes, prepared, _IGNORED, notes)
+    left_out = _IGNORED + (() if config["registers"] else ("*.register_tokens",))  # DINOv3 without registers holds none
+    return TowerPlan(config, rules, f"transformers {_NAMES[kind]}", classes, prepared, left_out, notes)
 
 
 def _shared(hf: Plain) -> Plain:
@@ -194,10 +203,10 @@ def _late(raw: Raw, hf: Plain, kind: str) -> Plain:
     """What the DINOs have beyond a plain tower."""
     config: Plain = {"layer_scale": hf.get("layerscale_value", 1.0), "init": "timm"}
     if kind == "dinov3_vit":
-        biases = tuple(bool(hf.get(f"{part}_bias", part != "key")) for part in ("query", "key", "value"))
+        biases = (bool(hf.get("query_bias", True)), bool(hf.get("key_bias", False)), bool(hf.get("value_bias", True)))
         known = {(True, True, True): "all", (True, False, True): "no_key", (False, False, False): "none"}
         require(biases in known and hf.get("proj_bias", True) and hf.get("mlp_bias", True),
-                f"{raw.path}: config.json: biases of query, key, value {biases}, which the tower here cannot have")  # fmt: skip
+                f"{raw.path}: config.json: biases of query, key, value {biases}, which ours cannot have")  # fmt: skip
         gated = bool(hf.get("use_gated_mlp"))
         return config | {
             "qkv_bias": known[biases],
@@ -210,7 +219,7 @@ def _late(raw: Raw, hf: Plain, kind: str) -> Plain:
             "mlp": "swiglu" if gated else "mlp",
         }
     if hf.get("use_swiglu_ffn"):
-        out = next(n for n in raw.state if n.endswith("0.mlp.weights_out.weight") or n.endswith("0.mlp.down_proj.weight"))
+        out = next(n for n in raw.state if n.endswith(("0.mlp.weights_out.weight", "0.mlp.down_proj.weight")))
         config |= {"mlp": "swiglu", "activation": "silu", "mlp_width": shape_of(raw.state, out, raw.path)[1]}
     else:
         config["mlp_width"] = int(hf["hidden_size"] * hf.get("mlp_ratio", 4))
@@ -227,7 +236,9 @@ def _preprocess(raw: Raw, kind: str, size: int, notes: list[str]) -> Plain:
     for ours, theirs in (("mean", "image_mean"), ("std", "image_std")):
         if theirs in stated:
             prepared[ours] = list(stated[theirs])
-    notes.append(f"normalised with mean {prepared['mean']}" + ("" if stated else f", as transformers' {_NAMES[kind]} is"))
+    notes.append(
+        f"normalised with mean {prepared['mean']}" + ("" if stated else f", as transformers' {_NAMES[kind]} is")
+    )
     return prepared
 
 
@@ -271,7 +282,8 @@ def _write(state: Mapping[str, Tensor], config: Plain, classes: int, preprocess:
     if kind.startswith("dino"):
         hf |= _late_to_hf(config, kind)
     if kind == "dinov3_vit":
-        theirs["embeddings.mask_token"] = torch.zeros(1, 1, config["width"])
+        empty = {"embeddings.register_tokens": torch.zeros(1, 0, config["width"])}
+        theirs = empty | theirs | {"embeddings.mask_token": torch.zeros(1, 1, config["width"])}
     elif kind.startswith("dinov2"):
         theirs[f"{prefix}embeddings.mask_token"] = torch.zeros(1, config["width"])
     texts = {"config.json": hf}
@@ -316,8 +328,11 @@ def _late_to_hf(config: Plain, kind: str) -> Plain:
         }
     gated = config["mlp"] == "swiglu"
     if gated:
-        require(config["mlp_width"] == (int(config["width"] * 4 * 2 / 3) + 7) // 8 * 8 and config["activation"] == "silu",
-                f"hf layout: transformers' gated MLP of width {config['width']} is not {config['mlp_width']} wide")  # fmt: skip
+        wide = swiglu_width(4 * config["width"])
+        require(
+            config["mlp_width"] == wide and config["activation"] == "silu",
+            f"hf layout: transformers' gated MLP has a silu and is {wide} wide here, not {config['mlp_width']}",
+        )
         hf["hidden_act"] = "gelu"
     else:
         require(config["mlp_width"] % config["width"] == 0, "hf layout: transformers' DINOv2 has whole MLP ratios")
@@ -326,4 +341,7 @@ def _late_to_hf(config: Plain, kind: str) -> Plain:
     return hf | ({"num_register_tokens": config["registers"]} if config["registers"] else {})
 
 
-TOWER = (TowerLayout("hf", "vit", recognises, plan, write), TowerLayout("hf_mae", "vit", lambda raw: False, plan, write_mae))
+TOWER = (
+    TowerLayout("hf", "vit", recognises, plan, write),
+    TowerLayout("hf_mae", "vit", lambda raw: False, plan, write_mae),
+)

@@ -1,8 +1,9 @@
 """Vision Transformers under timm's names, which DeiT, MAE, MoCo v3, DINO and iBOT use as well: `blocks.N.attn.qkv`.
 
-Notable: heads cannot be seen in shapes. Width / 64 is taken where every published tower of that width has it, or the number
-that they have; at width 384 (6 heads of DeiT and DINO, 12 of MoCo v3) and 1536 the file's origin decides, or the caller.
-Fixed sine-cosine positions are read as parameters, for so they are fine-tuned; a tower that holds them fixed can be written.
+Notable: heads cannot be seen in shapes. Width / 64 is taken where every published tower of that width has it, or the
+number that they have; at width 384 (6 heads of DeiT and DINO, 12 of MoCo v3) and 1536 the file's origin decides, or
+the caller. Fixed sine-cosine positions are read as parameters, for so they are fine-tuned; a tower that holds them
+fixed can be written.
 
 Sources: timm 1.0.31 `vision_transformer.py`, `deit.py`; facebookresearch/{deit,mae,moco-v3,dino}.
 """
@@ -53,7 +54,7 @@ def recognises(raw: Raw) -> bool:
     return {"blocks.0.attn.qkv.weight", "patch_embed.proj.weight"} <= raw.state.keys()
 
 
-def key_map(config: Plain, classes: int, names: Names = Names()) -> KeyMap:  # noqa: B008  (frozen)
+def key_map(config: Plain, classes: int, names: Names = Names()) -> KeyMap:
     """Returns the map for a plain `ViTConfig`."""
     width = config["width"]
     rules = [rename("patch_embed.proj.weight", "patch_embed.proj.weight")]
@@ -125,7 +126,7 @@ def _masked_bias(theirs: str, ours: str) -> Rule:
     return Rule((f"{theirs}.bias", f"{theirs}.bias_mask"), (f"{ours}.q.bias", f"{ours}.v.bias"), to_ours, from_ours)
 
 
-def infer(raw: Raw, names: Names = Names()) -> Plain:  # noqa: B008  (frozen)
+def infer(raw: Raw, names: Names = Names()) -> Plain:
     """Returns what names and shapes tell: all but heads, activation, epsilon and the resizing of positions.
 
     Raises:
@@ -226,7 +227,7 @@ def heads(raw: Raw, config: Plain, hints: Hints, certain: int | None = None) -> 
 
 
 def _origin(raw: Raw, config: Plain) -> tuple[str, int | None, str, Plain | None]:
-    """Source in words, heads where certain at width 384, position convention, preprocessing."""
+    """Source in words, heads where shapes leave them open and it is certain, position convention, preprocessing."""
     small = config["width"] == 384
     order = fixed_order(raw, config)
     trained = raw.part in ("base_encoder", "momentum_encoder")
@@ -235,6 +236,13 @@ def _origin(raw: Raw, config: Plain) -> tuple[str, int | None, str, Plain | None
         found = cast(Plain, card.get("pretrained_cfg") or {})
         stated = {name: found[name] for name in ("mean", "std", "interpolation") if name in found}
         return f"timm {card['architecture']}", 6 if small else None, "open_clip", IMAGENET | stated if stated else None
+    if config["layer_scale"] is not None:  # timm's own copies of DINOv2, whose positions timm resizes
+        return (
+            "ViT with layer scale under timm's names (DINOv2)",
+            {384: 6, 1536: 24}.get(config["width"]),
+            "open_clip",
+            IMAGENET,
+        )
     if trained or order == "y":
         return "MoCo v3 ViT", 12 if small else None, "hf", IMAGENET
     if order == "x" or "decoder_embed.weight" in raw.state:

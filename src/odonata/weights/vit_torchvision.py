@@ -1,7 +1,7 @@
 """torchvision's Vision Transformers: packed projections, `encoder.layers.encoder_layer_N`.
 
-Notable: the tower itself refuses images of another size; `interpolate_embeddings`, which fits its weights to one, maps corners
-onto corners, and so does the convention taken here.
+Notable: the tower itself refuses images of another size; `interpolate_embeddings`, which fits its weights to one, maps
+corners onto corners, and so does the convention taken here.
 
 Source: torchvision 0.28 `models/vision_transformer.py`.
 """

@@ -203,4 +203,3 @@ class CRDLoss(DistillLoss):
 
 def _is_parallel() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-
