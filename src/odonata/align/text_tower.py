@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from odonata.align.prefix_tree import prefix_trees
 from odonata.backbones.vit_init import init_siglip_blocks_
 from odonata.nn.activations import ActivationName
-from odonata.nn.transformer import Block, Transformer
+from odonata.nn.transformer import MLP, Block, Transformer
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,7 @@ def _init_clip(tower: TextTransformer) -> None:
     attention_std = width**-0.5
     residual_std = attention_std * (2 * tower.config.depth) ** -0.5
     for block in tower.transformer.layers:
-        assert isinstance(block, Block)
+        assert isinstance(block, Block) and isinstance(block.mlp, MLP)
         for linear in (block.attn.q, block.attn.k, block.attn.v):
             nn.init.normal_(linear.weight, std=attention_std)
             nn.init.zeros_(linear.bias)

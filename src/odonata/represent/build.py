@@ -39,6 +39,7 @@ from odonata.represent.monitor import Monitor
 from odonata.represent.representation import Representation, TowerOptions
 from odonata.weights.towers import Hints
 
+_HEADS = ("head.", "head_distilled.")
 DEFAULT_TOWER = "resnet8"
 """The tower where neither --backbone nor --init names one: small enough for a laptop's CPU."""
 
@@ -180,9 +181,9 @@ def start_from(backbone: Backbone, start: Start, config: TowerOptions) -> None:
     if isinstance(tower, ViT) and isinstance(backbone, ViT) and _same_blocks(tower, backbone):
         tower = finetuning_form(tower, backbone.config)
     own = backbone.state_dict()
-    state = {k: v for k, v in tower.state_dict().items() if not k.startswith("head.")}
+    state = {k: v for k, v in tower.state_dict().items() if not k.startswith(_HEADS)}
     wrong = [k for k, v in state.items() if k not in own or own[k].shape != v.shape]
-    wrong += [k for k in own if k not in state and not k.startswith("head.")]
+    wrong += [k for k in own if k not in state and not k.startswith(_HEADS)]
     if wrong:
         seen = list(state[wrong[0]].shape) if wrong[0] in state else "nothing"
         want = list(own[wrong[0]].shape) if wrong[0] in own else "nothing"
