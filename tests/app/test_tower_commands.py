@@ -103,14 +103,14 @@ def test_predict_and_search_take_towers(runs, photos, tmp_path):
 
 @pytest.mark.parametrize(("run", "shape"), [("moco-v2", [32, 16, 16]), ("mae", [48, 8, 8])])
 def test_features_are_written_and_drawn(runs, photos, tmp_path, run, shape):
-    done = odonata("features", runs / run, photos / "a.jpg", "--layers", "1", "-1", "--draw", tmp_path / "drawn",
-                   "-o", tmp_path / "arrays", "--json")  # fmt: skip
+    done = odonata("features", runs / run, photos / "a.jpg", "--layers", "1", "-1", "--draw", "--save",
+                   "-o", tmp_path / "made", "--json")  # fmt: skip
     assert done.status == 0, done.err
-    rows = json.loads(done.out[done.out.index("[\n") :])
+    rows = done.json
     assert rows[0]["shape"] == shape
-    arrays = np.load(tmp_path / "arrays" / "a.npz")
+    arrays = np.load(tmp_path / "made" / "a.npz")
     assert list(arrays["layer_1"].shape) == shape and "layer_-1" in arrays
-    with Image.open(tmp_path / "drawn" / "a.features.png") as drawn:
+    with Image.open(tmp_path / "made" / "a.features.png") as drawn:
         assert drawn.size == (3 * 224, (2 if run == "mae" else 1) * 224)
     assert "layers [9] do not exist" in refused("features", runs / run, photos / "a.jpg", "--layers", "9")
 

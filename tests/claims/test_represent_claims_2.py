@@ -14,7 +14,12 @@ from odonata.data.pictures import ViewBatch
 from odonata.represent.moco import info_nce
 
 NAMES = ("dino-collapse", "mae-mask-ratio", "swav-equipartition", "swav-multi-crop", "moby-parents")
-CELLS = [(name, variant) for name in NAMES for variant in claims.load(name).variants]
+QUICK = ("75 %", "Sinkhorn", represent_swav.TWO, "MoBY")
+CELLS = [
+    pytest.param(name, variant, marks=() if variant in QUICK else pytest.mark.slow)
+    for name in NAMES
+    for variant in claims.load(name).variants
+]
 
 
 def short_trial(name: str, variant: str) -> Trial:

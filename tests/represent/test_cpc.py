@@ -24,7 +24,7 @@ from odonata.represent.cpc import (
 )
 from represent.pretext import assert_resumes, assert_torchvision_file, digest, relative, run, started, tiny, views
 
-TINY = {"backbone": "resnet8:norm=layer", "context_layers": 2, "context_width": 8}
+TINY = {"backbone": "resnet8:norm=layer", "image_size": 32, "context_layers": 2, "context_width": 8}
 
 # ---- the reference: one place at a time, in NumPy and float64 ------------------------------------------------------
 
@@ -116,7 +116,9 @@ def test_info_nce_and_its_gradients_are_those_worked_out_by_hand(step):
 def test_the_whole_objective_equals_the_reference_and_its_slope_by_finite_differences(version):
     torch.manual_seed(2)
     tower = create("resnet8", norm="layer", widths=(4, 6, 8), stem_width=4)
-    config = CPCConfig(version=version, context_layers=2, context_width=5, last_step=2, image_size=16)
+    config = CPCConfig(
+        version=version, context_layers=2, context_width=5, last_step=2, image_size=16, patch=8, stride=4
+    )
     method = CPC(config, tower, IMAGENET).double()
     codes = torch.randn(2, 3, 3, 8, dtype=torch.float64, requires_grad=True)
     losses, _ = method.contrast(codes)

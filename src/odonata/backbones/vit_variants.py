@@ -25,7 +25,10 @@ _PLAIN = {
     f"vit-{name}{patch}": replace(config, patch_size=patch)
     for name, config in _SIZES.items()
     for patch in (8, 14, 16, 32)
-} | {f"vit-tiny{patch}": replace(_size(192, 4, 3), image_size=64, patch_size=patch) for patch in (4, 8, 16)}
+} | {
+    f"vit-tiny{patch}": replace(_size(192, 4, 3), image_size=32 if patch == 4 else 64, patch_size=patch)
+    for patch in (4, 8, 16)
+}
 
 # Touvron et al. 2020, table 1; fine-tuned at other sizes with positions resized without antialiasing (its main.py).
 _DEIT = {

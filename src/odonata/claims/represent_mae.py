@@ -28,7 +28,7 @@ from odonata.nn.patches import patchify
 from odonata.represent.mae import MAE, MAEConfig, Masking, pixel_targets
 
 BATCH = 64
-STEPS = 300
+STEPS = 600
 TIMED = 12
 RATIOS = {"25 %": 0.25, "50 %": 0.5, "75 %": 0.75, "90 %": 0.9}
 BASELINES = ("random tower", "pixels")
@@ -41,7 +41,7 @@ VIT = ViTConfig(
 
 def make(mask_ratio: float) -> MAE:
     """Return MAE on a small tower, its decoder half as wide and a third as deep."""
-    config = MAEConfig(mask_ratio=mask_ratio, decoder_width=32, decoder_depth=1, decoder_heads=2)
+    config = MAEConfig(mask_ratio=mask_ratio, norm_pix=False, decoder_width=32, decoder_depth=1, decoder_heads=2)
     return MAE(config, ViT(VIT), CELL_PREPROCESS)
 
 
@@ -131,9 +131,13 @@ CLAIM = Claim(
     "a step takes less than half of the CPU time of one without masking, and the encoder's part less than 0.4.",
     data=CELLS_DATA.format(colours="white"),
     scaled_down="The paper trains ViT-L/16 (196 patches, decoder of 8 blocks) for 800 epochs on ImageNet; here a ViT "
-    "of three blocks, 64 wide, with 64 patches of 2 × 2, a decoder of one block, 32 wide, and 300 steps of 64 pictures "
-    "by AdamW. Two rates are tried for each. Shares of time are measured in each trial, all kinds of step by turns; a "
-    "step without masking encodes and predicts every patch.",
+    "of three blocks, 64 wide, with 64 patches of 2 × 2, a decoder of one block, 32 wide, and 600 steps of 64 pictures "
+    "by AdamW. Pixels are predicted as they are: in a first version, of 300 steps with seeds 1 to 3 and targets "
+    "normalised patch by patch, no ratio learned anything (probe 27.3, 28.1, 27.8 and 25.9 % at 25, 50, 75 and 90 % "
+    "dropped, 25.8 % untrained), because such targets are noise on a grainy ground; that was seen, and what replaces "
+    "it chosen on validation pictures, before these trials. Hypothesis and margins are the same. Two rates are tried "
+    "for each. Shares of time are measured in each trial, all kinds of step by turns; a step without masking encodes and "
+    "predicts every patch.",
     trial=trial,
     conditions=(WHERE,),
     variants=_VARIANTS,
@@ -156,5 +160,5 @@ CLAIM = Claim(
     ),
     grid=dict.fromkeys(_VARIANTS, ({"lr": 1e-3}, {"lr": 3e-3})),
     tune_by="probe",
-    seeds=(1, 2, 3),
+    seeds=(4, 5, 6),
 )  # fmt: skip

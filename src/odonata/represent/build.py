@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from odonata.backbones.create import build as build_tower
@@ -39,6 +41,7 @@ from odonata.represent.monitor import Monitor
 from odonata.represent.representation import Representation, TowerOptions
 from odonata.weights.towers import Hints
 
+log = logging.getLogger(__name__)
 _HEADS = ("head.", "head_distilled.")
 DEFAULT_TOWER = "resnet8"
 """The tower where neither --backbone nor --init names one: small enough for a laptop's CPU."""
@@ -57,9 +60,9 @@ def build(recipe: Recipe, folder: Path | None = None) -> Task:
     data: PictureData = recipe.data
     train, heldout = train_and_heldout_pictures(data)
     notes = describe(train, heldout, recipe.method)
-    recipe, derived = effective(recipe, len(train))
+    start = None if folder else read_start(recipe.method)
+    recipe, derived = effective(at_size(recipe, start), len(train))
     config: TowerOptions = recipe.method
-    start = None if folder else read_start(config)
     assets = TowerAssets.load(folder) if folder else tower_assets(config, train, start)
     if heldout is not None and config.learns_classes:
         heldout = with_classes_of(heldout, assets.classes)
@@ -86,6 +89,24 @@ def build(recipe: Recipe, folder: Path | None = None) -> Task:
         watch=Monitor(method, recipe.steps),
         notes=notes + evaluator.notes + derived,
     )
+
+
+def at_size(recipe: Recipe, start: Start | None) -> Recipe:
+    """Return the recipe with the side of its pictures filled in, where it is left open."""
+    config: TowerOptions = recipe.method
+    if config.image_size:
+        return recipe
+    size = start.preprocess.height_width[0] if start else native_size(variant(config.backbone or DEFAULT_TOWER))
+    return dataclasses.replace(recipe, method=dataclasses.replace(config, image_size=size))
+
+
+def native_size(tower: Any) -> int:
+    """Return the side, in pixels, of the pictures that a tower is made for: its own, else 224, or 32 of a small one."""
+    for name in ("image_size", "resolution"):
+        if hasattr(tower, name):
+            return int(getattr(tower, name))
+    with torch.device("meta"):
+        return 224 if build_tower(tower).taps[-1].stride >= 32 else 32
 
 
 def make_method(config: TowerOptions, backbone: Backbone, assets: TowerAssets) -> Representation:
@@ -116,7 +137,8 @@ def effective(recipe: Recipe, pictures: int) -> tuple[Recipe, list[str]]:
     scales = dict(recipe.optim.lr_scales)
     if slower != 1.0 and "backbone." not in scales:
         scales |= {"backbone.": slower} | ({"backbone.head.": 1.0} if config.learns_classes else {})
-    optim = dataclasses.replace(recipe.optim, lr=lr, lr_scales=scales)
+    decay = getattr(config, "layer_decay", 0.0) or recipe.optim.layer_decay
+    optim = dataclasses.replace(recipe.optim, lr=lr, lr_scales=scales, layer_decay=decay)
     method = dataclasses.replace(config, lr_per=0, epochs=0.0, head_warmup=warms, backbone_lr=1.0)
     share = f"{recipe.devices} × {batch // recipe.devices // recipe.accumulate} × {recipe.accumulate} accumulated"
     lines = [
@@ -234,6 +256,8 @@ def tower_assets(config: TowerOptions, source: ImageTextSource, start: Start | N
         if start.preprocess.height_width != (size, size):
             made = start.preprocess.height_width[0]
             start.notes.append(f"init: made for pictures of {made} px; here --image-size is {size}")
+    elif (made := native_size(tower)) >= 128 > 64 >= size and "image_size" not in fields:
+        log.warning("%s is made for pictures of %d px and --image-size is %d: little is left of them", name, made, size)
     return TowerAssets(tower, Preprocess.from_dict(IMAGENET.to_dict() | {"size": size} | way), classes)
 
 

@@ -32,6 +32,8 @@ class ClassifyConfig(TowerOptions):
     """Supervised classification, and fine-tuning."""
 
     learns_classes = True
+    layer_decay: float = 0.0
+    """Each layer's rate is this times that of the layer above it, 0.65 in fine-tuning (0 = --optim.layer-decay)."""
 
     label_smoothing: float = 0.0
     """Share of the target spread over all classes."""

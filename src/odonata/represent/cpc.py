@@ -52,10 +52,10 @@ class CPCConfig(TowerOptions):
     """Tower by name, for pictures of a patch's size; batch normalisation leaks from patch to patch."""
     version: Literal["v1", "v2"] = "v1"
     """v1 predicts downwards; v2 in four directions, in a space of 64 dimensions, from augmented patches."""
-    patch: int = 8
-    """Side of a patch in pixels."""
-    stride: int = 4
-    """Pixels from one patch to the next."""
+    patch: int = 0
+    """Side of a patch in pixels (0 = a quarter of the picture's, as in the paper)."""
+    stride: int = 0
+    """Pixels from one patch to the next (0 = half a patch, as in the paper)."""
     first_step: int = 1
     """The nearest row that is predicted; 2 leaves out the one whose patches overlap the context's."""
     last_step: int = 5
@@ -235,7 +235,7 @@ class CPC(Representation):
 
     def codes(self, images: Float[Tensor, "batch 3 height width"]) -> Codes:
         """Return the codes of a grid of patches, each changed by itself in training."""
-        grid = cut_patches(images, self.config.patch, self.config.stride)
+        grid = cut_patches(images, *patch_and_stride(self.config))
         patches = grid.flatten(0, 2)
         if self.training:
             augments = self.config.version == "v2"
@@ -274,13 +274,19 @@ class CPC(Representation):
         return scalars
 
 
+def patch_and_stride(config: CPCConfig) -> tuple[int, int]:
+    """Return side and stride of the patches in pixels: 64 and 32 of 256, where they are left open (v1, sec. 3.2)."""
+    patch = config.patch or config.image_size // 4
+    return patch, config.stride or max(1, patch // 2)
+
+
 def grid_side(config: CPCConfig) -> int:
     """Return the patches along a side of the picture.
 
     Raises:
         RecipeError: patches or distances that do not fit the picture.
     """
-    size, patch, stride = config.image_size, config.patch, config.stride
+    size, (patch, stride) = config.image_size, patch_and_stride(config)
     if not (4 <= patch <= size and 1 <= stride <= size):
         raise RecipeError(
             f"--patch {patch} --stride {stride}: want a patch of 4 to {size} px and a stride of 1 or more"

@@ -44,7 +44,7 @@ from odonata.nn.sinkhorn import sinkhorn
 from odonata.nn.transformer import DropPath
 from odonata.represent.augmentations import byol
 from odonata.represent.ibot import hidden_patches, koleo, patch_weights
-from odonata.represent.multicrop import by_size, steps_of, target_figures, targets_of_others
+from odonata.represent.multicrop import by_size, small_side, steps_of, target_figures, targets_of_others
 from odonata.represent.representation import Representation, TowerOptions, embedding_spread
 from odonata.weights.dino import PATCH_HEADS, fill_head, find_head
 
@@ -57,8 +57,8 @@ class DINOConfig(TowerOptions):
     """Tower by name (the paper: dino-s16), with options such as vit-tiny4:drop_path=0.1,registers=4."""
     small_crops: int = 4
     """Small crops beside the two large ones (the paper: 8 to 10)."""
-    small_size: int = 16
-    """Their side in pixels (the paper: 96 beside 224)."""
+    small_size: int = 0
+    """Their side in pixels (0 = three sevenths of the large ones', in steps of 16: 96 beside 224)."""
     large_scale: tuple[float, float] = (0.4, 1.0)
     """Share of the picture that a large crop covers (DINOv2: from 0.32)."""
     small_scale: tuple[float, float] = (0.05, 0.4)
@@ -142,7 +142,7 @@ class DINO(Representation):
         """Two large crops, one always blurred and one sometimes solarised, and some small ones."""
         assert isinstance(config, DINOConfig)
         large, size = config.large_scale, config.image_size
-        small = View(byol(config.small_size, config.small_scale, 0.5, 0.0), config.small_crops)
+        small = View(byol(small_side(config.small_size, size), config.small_scale, 0.5, 0.0), config.small_crops)
         views = (View(byol(size, large, 1.0, 0.0)), View(byol(size, large, 0.1, 0.2)))
         return (*views, small) if config.small_crops else views
 

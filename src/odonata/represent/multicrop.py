@@ -16,6 +16,11 @@ from torch import Tensor
 from odonata.nn.centre import mean_row
 
 
+def small_side(wanted: int, large: int) -> int:
+    """Return the side of small crops: what is wanted, or for 0 three sevenths of the large ones', in steps of 16."""
+    return wanted or 16 * max(1, round(large * 3 / 7 / 16))
+
+
 def by_size(views: Sequence[Tensor], encode: Callable[[Tensor], Tensor]) -> Float[Tensor, "rows dim"]:
     """Return the encodings of views, each run of equal size in one pass: a small crop costs what its tokens cost.
 

@@ -25,8 +25,8 @@ class TowerOptions:
     backbone: str = ""
     """Tower by name (`odonata show backbones`), with options: resnet50, vit-s16, resnet18:stem=cifar, …; empty: that of
     --init, or resnet8."""
-    image_size: int = 32
-    """Side of the pictures that the tower sees, in pixels."""
+    image_size: int = 0
+    """Side of the pictures that the tower sees, in pixels (0 = that of --init, or the tower's own)."""
     init: str = ""
     """Begin at these weights: a run of this room, or published weights; heads start anew."""
     init_part: str = ""

@@ -37,7 +37,7 @@ from odonata.nn.momentum import Queue
 from odonata.nn.precision import full_precision
 from odonata.nn.sinkhorn import sinkhorn
 from odonata.represent.augmentations import swav
-from odonata.represent.multicrop import by_size, steps_of, target_figures, targets_of_others
+from odonata.represent.multicrop import by_size, small_side, steps_of, target_figures, targets_of_others
 from odonata.represent.representation import Representation, TowerOptions, embedding_spread
 from odonata.weights.swav import read_head
 
@@ -48,8 +48,8 @@ class SwAVConfig(TowerOptions):
 
     small_crops: int = 4
     """Small crops beside the two large ones (the paper: 6)."""
-    small_size: int = 16
-    """Their side in pixels (the paper: 96 beside 224)."""
+    small_size: int = 0
+    """Their side in pixels (0 = three sevenths of the large ones', in steps of 16: 96 beside 224)."""
     large_scale: tuple[float, float] = (0.14, 1.0)
     """Share of the picture that a large crop covers."""
     small_scale: tuple[float, float] = (0.05, 0.14)
@@ -115,7 +115,7 @@ class SwAV(Representation):
         """Two large crops and some small ones."""
         assert isinstance(config, SwAVConfig)
         large = View(swav(config.image_size, config.large_scale), 2)
-        small = View(swav(config.small_size, config.small_scale), config.small_crops)
+        small = View(swav(small_side(config.small_size, config.image_size), config.small_scale), config.small_crops)
         return (large, small) if config.small_crops else (large,)
 
     @torch.no_grad()

@@ -200,4 +200,11 @@ def _painted(verdict: str | None) -> str:
 
 
 def _without_names(arguments: Sequence[str], names: Sequence[str]) -> list[str]:
-    return [argument for argument in arguments if argument not in names]
+    """The arguments that decide what comes out: not the claims' names, nor where files are put."""
+    kept: list[str] = []
+    skip = False
+    for argument in arguments:
+        if not skip and argument not in names and not argument.startswith("--out"):
+            kept.append(argument)
+        skip = argument == "--out"
+    return kept

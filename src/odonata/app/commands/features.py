@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from odonata.errors import DataError, RecipeError
 
 @dataclass(frozen=True)
 class FeaturesArguments:
-    """Take features of pictures from any layer: `odonata features RUN photo.jpg --layers 3 6 9 --draw out/`.
+    """Take features of pictures from any layer: `odonata features RUN photo.jpg --layers 3 6 9 --draw`.
 
     A layer is a block of a plain transformer, and a stage of a tower that has stages; negative numbers count back.
     """
@@ -29,10 +30,12 @@ class FeaturesArguments:
     """Which layers."""
     format: Literal["nchw", "nlc"] = "nchw"
     """Maps [channels, height, width], or cells [cells, channels] row by row; class and register tokens are left out."""
-    out: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
-    """Folder to write: one NAME.npz a picture, with an array `layer_N` for each layer."""
-    draw: Path | None = None
-    """Folder to draw into: each layer's three main directions as colours, and of transformers the attention."""
+    draw: bool = False
+    """Write NAME.features.png: each layer's three main directions as colours, and of transformers the attention."""
+    save: bool = False
+    """Write NAME.npz, with an array `layer_N` for each layer."""
+    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("features")
+    """Folder for what is written."""
     num_heads: int | None = None
     """For published transformers whose file does not tell."""
     json: bool = False
@@ -49,9 +52,8 @@ def features(arguments: Sequence[str]) -> None:
 
     if room_of(options.model) == "align":
         raise RecipeError(f"{options.model}: layers are shown of towers that learned from pictures alone")
-    for folder in (options.out, options.draw):
-        if folder is not None and folder.is_file():
-            raise DataError(f"{folder} is a file; name a folder")
+    if options.out.is_file():
+        raise DataError(f"{options.out} is a file; name a folder")
     hints = {"num_heads": options.num_heads} if options.num_heads else {}
     model = load(options.model, device=options.device, **hints)
     rows: list[dict[str, object]] = []
@@ -70,13 +72,14 @@ def features(arguments: Sequence[str]) -> None:
                     "deviation": round(float(tensor.std()), 5),
                 }
             )
-        if options.out is not None:
+        if options.save:
             _write(options.out, picture, options.layers, found)
-        if options.draw is not None:
+        if options.draw:
             from odonata.represent.drawing import draw_features
 
-            options.draw.mkdir(parents=True, exist_ok=True)
-            print(draw_features(model, picture, options.layers, options.draw))
+            options.out.mkdir(parents=True, exist_ok=True)
+            drawn = draw_features(model, picture, options.layers, options.out)
+            print(drawn, file=sys.stderr if options.json else sys.stdout)
     if options.json:
         print_json(rows)
         return
