@@ -345,8 +345,8 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path, version):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"patch": 40}, "--patch 40 --stride 4: want a patch of 4 to 32 px"),
-        ({"stride": 0}, "--patch 8 --stride 0"),
+        ({"patch": 40}, "--patch 40 --stride 20: want a patch of 4 to 32 px"),
+        ({"stride": -1}, "--patch 8 --stride -1"),
         ({"last_step": 7}, "--last-step 7: patches of 8 px at a stride of 4 make 7 rows of a picture of 32 px"),
         ({"first_step": 0}, "--first-step 0"),
         ({"group": 0}, "--group is 0; want at least one picture"),

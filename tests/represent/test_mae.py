@@ -40,9 +40,7 @@ RECORDED = ("small", "larger")
 
 def tiny(**options) -> MAE:
     torch.manual_seed(0)
-    config = MAEConfig(backbone=TINY, decoder_width=24, decoder_heads=2) if not options else MAEConfig(
-        **{"backbone": TINY, "decoder_width": 24, "decoder_heads": 2, **options}
-    )  # fmt: skip
+    config = MAEConfig(**{"backbone": TINY, "image_size": 32, "decoder_width": 24, "decoder_heads": 2, **options})
     return MAE(config, create(config.backbone, image_size=config.image_size), IMAGENET)
 
 
@@ -489,8 +487,8 @@ def test_the_linear_probe_trains_the_classifier_alone_behind_a_norm_without_para
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"mask_ratio": 0.99}, r"--mask-ratio 0.99 keeps 0 of 16 patches"),
-        ({"mask_ratio": 0.0}, r"--mask-ratio 0.0 keeps 16 of 16 patches"),
+        ({"mask_ratio": 0.99}, r"--mask-ratio 0.99 keeps 0 of 64 patches"),
+        ({"mask_ratio": 0.0}, r"--mask-ratio 0.0 keeps 64 of 64 patches"),
         ({"backbone": "resnet18"}, r"--backbone resnet18: MAE drops tokens, so its tower is a Vision Transformer"),
         ({"backbone": TINY + ",fc_norm=true"}, r"its last norm before the pooling"),
         (

@@ -136,8 +136,8 @@ CLAIM = Claim(
     "normalised patch by patch, no ratio learned anything (probe 27.3, 28.1, 27.8 and 25.9 % at 25, 50, 75 and 90 % "
     "dropped, 25.8 % untrained), because such targets are noise on a grainy ground; that was seen, and what replaces "
     "it chosen on validation pictures, before these trials. Hypothesis and margins are the same. Two rates are tried "
-    "for each. Shares of time are measured in each trial, all kinds of step by turns; a step without masking encodes and "
-    "predicts every patch.",
+    "for each. Shares of time are measured in each trial, all kinds of step by turns; a step without masking "
+    "encodes and predicts every patch.",
     trial=trial,
     conditions=(WHERE,),
     variants=_VARIANTS,

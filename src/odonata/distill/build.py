@@ -33,7 +33,6 @@ from odonata.represent.assets import TowerAssets
 from odonata.represent.build import describe, effective, read_start, start_from, tower_assets
 from odonata.represent.evaluation import Evaluator, labels_tensor, spread_over
 from odonata.represent.exhibits import shown_by
-from odonata.represent.monitor import Monitor
 from odonata.represent.predictor import TowerPredictor, bare_tower_of_run
 
 
@@ -93,7 +92,6 @@ def build(recipe: Recipe, folder: Path | None = None) -> Task:
         save_assets=DistillAssets(assets, teacher).save,
         assets=assets,
         recipe=recipe,
-        watch=Monitor(method, recipe.steps),
         notes=notes + evaluator.notes + derived,
     )
 

@@ -86,7 +86,7 @@ def build(recipe: Recipe, folder: Path | None = None) -> Task:
         save_assets=assets.save,
         assets=assets,
         recipe=recipe,
-        watch=Monitor(method, recipe.steps),
+        watch=None if config.learns_classes else Monitor(method, recipe.steps),
         notes=notes + evaluator.notes + derived,
     )
 
