@@ -64,7 +64,7 @@ def test_the_unmasked_loss_is_that_of_every_patch_on_its_own_place(pixels):
     shuffled = represent_mae.Masking(order, order[:, :0], order.argsort(1))
     tokens = method.encode(pixels, shuffled)
     predicted = method.decoder(tokens, shuffled.restore, represent_mae.VIT.grid)
-    targets, _, _ = represent_mae.pixel_targets(represent_mae.patchify(pixels, 2), True)
+    targets, _, _ = represent_mae.pixel_targets(represent_mae.patchify(pixels, 2), method.config.norm_pix)
     torch.testing.assert_close(whole, F.mse_loss(predicted, targets))
 
 

@@ -5,12 +5,15 @@ import math
 
 import pytest
 import torch
+from PIL import Image
 
+from odonata.app import api
 from odonata.backbones.create import create
 from odonata.backbones.pretrained import load_backbone, published_files
 from odonata.data.pictures import ViewBatch
 from odonata.data.preprocess import IMAGENET
 from odonata.engine.fit import train
+from odonata.errors import DataError, RecipeError, WeightsError
 from odonata.represent.build import build
 from odonata.represent.classify import Classify, ClassifyConfig, mix_pairs
 from odonata.represent.predictor import load
@@ -136,3 +139,30 @@ def test_published_cifar_networks_score_what_their_authors_report(shared_data, f
     low, high = wilson(right, len(source))
     assert len(source) == 1471
     assert low < published < high, (right, len(source))
+
+
+def photo(path, level=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (40, 36), (level, 40, 90)).save(path)
+
+
+@pytest.mark.shows("classify", "manners")
+def test_what_cannot_be_classified_is_refused_and_nothing_is_left_behind(tmp_path):
+    for number in range(6):
+        photo(tmp_path / "one" / "cat" / f"{number}.png", number)
+        photo(tmp_path / "bare" / f"{number}.png", number)
+        for name in ("cat", "dog"):
+            photo(tmp_path / "two" / name / f"{number}.png", number)
+    fields = {"steps": 1, "data__batch_size": 4, "image_size": 32, "out": str(tmp_path / "run")}
+    with pytest.raises(DataError, match=r"one: one class only \('cat'\): a classifier needs two or more"):
+        api.train("classify", data__path=str(tmp_path / "one"), **fields)
+    with pytest.raises(DataError, match="bare: no classes: a classifier needs two or more"):
+        api.train("classify", data__path=str(tmp_path / "bare"), **fields)
+    with pytest.raises(RecipeError, match="--drop-path: resnet8 has no stochastic depth"):
+        api.train("classify", data__path=str(tmp_path / "two"), backbone="resnet8", drop_path=0.1, **fields)
+    with pytest.raises(WeightsError, match="--init nowhere: no such run folder or weights"):
+        api.train("classify", data__path=str(tmp_path / "two"), init="nowhere", **fields)
+    (tmp_path / "two" / "cat" / "0.png").write_bytes(b"not a picture")
+    with pytest.raises(DataError, match=r"cat/0\.png"):
+        api.train("classify", data__path=str(tmp_path / "two"), **fields)
+    assert not (tmp_path / "run").exists()

@@ -100,6 +100,16 @@ CLAIMS = {
         "Features that tell how a picture was turned tell what is on it, better than random ones and pixels.",
         "odonata.claims.represent_rotation:CLAIM",
     ),
+    "jigsaw-transfer": ClaimCard(
+        "represent",
+        "Features that tell how a picture's pieces were shuffled tell what is on it, better than random ones.",
+        "odonata.claims.represent_jigsaw:CLAIM",
+    ),
+    "moco-v3-predictor": ClaimCard(
+        "represent",
+        "MoCo v3's predictor makes features better, and is not essential.",
+        "odonata.claims.represent_moco_v3:CLAIM",
+    ),
     "label-free-features": ClaimCard(
         "represent",
         "MoCo v2's and MAE's features tell classes apart better than random towers' and pixels.",

@@ -19,6 +19,7 @@ METHODS = {
         "Put nine tiles of a picture in order.",
         "Noroozi and Favaro 2016, arXiv:1603.09246",
         "odonata.represent.recipes:jigsaw",
+        claims=("jigsaw-transfer",),
     ),
     "cpc": Card(
         "Predict the patches below from those above, among all others; --version v2 in four directions.",
@@ -48,6 +49,7 @@ METHODS = {
         "Contrast within the batch against a slow encoder, without a queue; for Vision Transformers too.",
         "Chen et al. 2021, arXiv:2104.02057",
         "odonata.represent.recipes:moco_v3",
+        claims=("moco-v3-predictor",),
     ),
     "moby": Card(
         "MoCo v2's queues with BYOL's predictor, for hierarchical transformers.",
