@@ -134,6 +134,17 @@ def test_reports_show_neighbours_and_a_map(runs):
     assert "label:" in (runs / "classify" / "report.html").read_text()
 
 
+def test_what_the_collapse_watch_says_stands_in_the_log_and_in_the_report(runs, tmp_path):
+    done = odonata("train", "dino", *SET, "--backbone", "resnet8", "--centering", "none", "--teacher-temperature", "3",
+                   "--teacher-temperature-start", "3", "--steps", "6", "--out", tmp_path / "flat")  # fmt: skip
+    assert done.status == 0, done.err
+    words = "collapse watch: uniform targets"
+    assert words in done.err and words in (tmp_path / "flat" / "log.jsonl").read_text()
+    page = (tmp_path / "flat" / "report.html").read_text()
+    assert "<h2>Warnings</h2>" in page and words in page and "Sharpen: lower the teacher" in page
+    assert "<h2>Warnings</h2>" not in (runs / "classify" / "report.html").read_text()
+
+
 def test_show_tells_what_a_tower_costs():
     found = odonata("show", "resnet50", "--json").json
     assert found["parameters"] == 23_508_032 and found["layers"][-1] == {"layer": 3, "channels": 2048, "stride": 32}

@@ -25,7 +25,7 @@ td.number{text-align:right;font-variant-numeric:tabular-nums}
 .soft{color:var(--soft)}figure{display:inline-block;margin:.5rem 1rem .5rem 0;vertical-align:top}
 figcaption{font-size:.85rem;max-width:15rem}svg text{fill:var(--soft);font-size:11px}
 polyline{fill:none;stroke:var(--curve);stroke-width:1.5}svg .axis{stroke:var(--line)}
-img{image-rendering:pixelated}details pre{overflow:auto;font-size:.8rem}
+img{image-rendering:pixelated;min-width:128px;max-width:100%}details pre{overflow:auto;font-size:.8rem}
 """
 
 
@@ -75,6 +75,7 @@ def write_report(folder: Path, gallery: Sequence[Exhibit] = ()) -> Path:
     parts = [
         f"<h1>{html.escape(name)} <span class=soft>{html.escape(folder.name)}</span></h1>",
         f"<p class=soft>{html.escape(_sentence(rows, environment))}</p>",
+        *_warnings(rows),
         "<h2>Figures</h2>", _table(_last_evaluation(rows)),
         "<h2>Curves</h2>", *(_plot(key, points) for key, points in curves.items()),
     ]  # fmt: skip
@@ -106,6 +107,14 @@ def _sentence(rows: Sequence[Mapping[str, Any]], environment: Mapping[str, Any])
         f"{middle:,.0f} samples/s (median), {wait:.1%} of the time waiting for data; odonata {environment['odonata']}, "
         f"torch {environment['torch']}"
     )
+
+
+def _warnings(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the run was warned of, each thing once: pictures that were skipped, signs of collapse."""
+    told = list(dict.fromkeys(str(row["warning"]) for row in rows if "warning" in row))
+    if not told:
+        return []
+    return ["<h2>Warnings</h2><ul>", *(f"<li>{html.escape(warning)}" for warning in told), "</ul>"]
 
 
 def _last_evaluation(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -156,4 +165,4 @@ def _plot(key: str, points: Sequence[tuple[float, float]], width: int = 280, hei
 
 def _figure(exhibit: Exhibit) -> str:
     lines = "<br>".join(html.escape(line) for line in exhibit.lines)
-    return f"<figure><img src='{exhibit.picture}' width=128 alt=''><figcaption>{lines}</figcaption></figure>"
+    return f"<figure><img src='{exhibit.picture}' alt=''><figcaption>{lines}</figcaption></figure>"
