@@ -291,6 +291,14 @@ def test_a_model_of_pictures_and_words_teaches_by_the_names_of_the_classes(tmp_p
         train("distill", out=str(tmp_path / "at"), **(fields | {"loss": ("at",)}))
 
 
+def test_the_side_of_the_pictures_is_the_students_own_where_none_is_given():
+    recipe = distill()
+    data = dataclasses.replace(recipe.data, path="digits:n=80,size=32")
+    task = build(dataclasses.replace(recipe, data=data, method=DistillConfig(teacher_steps=1, lr_per=64)))
+    assert task.recipe.method.image_size == 32
+    assert next(task.batches.start()).views[0].shape == (64, 3, 32, 32)
+
+
 def test_several_ranks_need_every_parameter_in_every_step():
     """Parameters that a stage leaves out get a gradient of zero before they are set aside: DDP waits for each."""
     method = method_of(tower(), tower(), "ft").train()

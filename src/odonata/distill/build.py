@@ -30,7 +30,7 @@ from odonata.engine.recipe import Recipe
 from odonata.engine.task import Task
 from odonata.errors import RecipeError
 from odonata.represent.assets import TowerAssets
-from odonata.represent.build import describe, effective, read_start, start_from, tower_assets
+from odonata.represent.build import at_size, describe, effective, read_start, start_from, tower_assets
 from odonata.represent.evaluation import Evaluator, labels_tensor, spread_over
 from odonata.represent.exhibits import shown_by
 from odonata.represent.predictor import TowerPredictor, bare_tower_of_run
@@ -61,9 +61,9 @@ def build(recipe: Recipe, folder: Path | None = None) -> Task:
     """
     data: PictureData = recipe.data
     train, heldout = train_and_heldout_pictures(data)
-    recipe, derived = effective(recipe, len(train))
+    start = None if folder else read_start(recipe.method)
+    recipe, derived = effective(at_size(recipe, start), len(train))
     config: DistillConfig = recipe.method
-    start = None if folder else read_start(config)
     assets = TowerAssets.load(folder) if folder else tower_assets(config, train, start)
     notes = describe(train, heldout, config)
     heldout = with_classes_of(heldout, assets.classes) if heldout is not None else None

@@ -59,10 +59,10 @@ def build(recipe: Recipe, folder: Path | None = None) -> Task:
     """
     data: PictureData = recipe.data
     train, heldout = train_and_heldout_pictures(data)
-    notes = describe(train, heldout, recipe.method)
     start = None if folder else read_start(recipe.method)
     recipe, derived = effective(at_size(recipe, start), len(train))
     config: TowerOptions = recipe.method
+    notes = describe(train, heldout, config)
     assets = TowerAssets.load(folder) if folder else tower_assets(config, train, start)
     if heldout is not None and config.learns_classes:
         heldout = with_classes_of(heldout, assets.classes)
