@@ -63,6 +63,8 @@ def test_what_a_gpu_is_measured_by_runs_without_one():
         ("backbones.py", "efficientnet-b0"),
         ("dino_step.py", "lightly"),
         ("augmentations.py", "torchvision, tensors"),
+        ("nms.py", "torchvision, ms"),
+        ("roi_align.py", "torchvision"),
     ],
 )
 def test_towers_steps_and_views_agree_with_their_peers(name, peer):

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from odonata.align.build_catlip import NounAssets
 from odonata.align.catlip import CatLIP, CatLIPConfig
-from odonata.align.predictor import Picture, Prediction, as_tensor, name_of, parts_of, several
+from odonata.align.predictor import Prediction
+from odonata.data.any_picture import Picture, as_tensor, name_of, parts_of, several
 from odonata.engine.checkpoint import weights_file
 from odonata.errors import DataError, WeightsError
 from odonata.weights.read import read_state

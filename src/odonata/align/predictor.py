@@ -25,7 +25,6 @@ from odonata.nn.lora import add_lora, merge_lora
 from odonata.weights.published import LAYOUTS
 from odonata.weights.read import is_torchscript, read_json, read_state
 
-Picture = str | Path | Image.Image | ImageRef | UInt8[Tensor, "3 height width"]
 
 
 @dataclass(frozen=True)
@@ -240,42 +239,3 @@ def towers(assets: Assets, state: dict[str, Tensor], file: Path) -> DualEncoder:
     if assets.lora_rank:
         merge_lora(model)
     return model
-
-
-def several(images: Picture | Iterable[Picture]) -> list[Picture]:
-    """Return one picture or several as a list."""
-    if isinstance(images, (str, Path, Image.Image, ImageRef)) or (isinstance(images, Tensor) and images.ndim == 3):
-        return [images]
-    return list(cast(Iterable[Picture], images))
-
-
-def parts_of(items: Sequence[Any], size: int) -> Iterator[list[Any]]:
-    """Yield the items, `size` at a time."""
-    for start in range(0, len(items), size):
-        yield list(items[start : start + size])
-
-
-def as_tensor(picture: Picture) -> UInt8[Tensor, "3 height width"]:
-    """Return the pixels of a picture in any of its forms.
-
-    Raises:
-        DataError: it cannot be read, or is a tensor of another shape or type.
-    """
-    if isinstance(picture, Tensor):
-        if picture.dtype != torch.uint8 or picture.ndim != 3 or picture.shape[0] != 3:
-            raise DataError(f"a picture tensor is uint8 [3, height, width], not {picture.dtype} {list(picture.shape)}")
-        return picture
-    if isinstance(picture, ImageRef):
-        return picture.tensor()
-    if isinstance(picture, Image.Image):
-        from odonata.data.images import to_tensor
-
-        return to_tensor(picture)
-    return ImageRef(Path(picture)).tensor()
-
-
-def name_of(picture: Picture, number: int) -> str:
-    """Return what to call a picture: its path where it has one."""
-    if isinstance(picture, (str, Path)):
-        return str(picture)
-    return picture.name if isinstance(picture, ImageRef) else f"picture {number}"

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from odonata.app.catalog import ROOMS, default_recipe, find, resolve, room_index
+from odonata.app.catalog import RECOGNISED_IN, default_recipe, find, resolve, room_index
 from odonata.engine.checkpoint import latest_step
 from odonata.engine.config_file import from_plain, read_recipe_name, to_plain
 from odonata.engine.distributed import from_leader, join_world, leave_world
@@ -158,7 +158,7 @@ def room_of(path: Path) -> str:
         raise WeightsError(f"{path}: no such run folder or weights")
     if (path / "config.yaml").is_file():
         return find(read_recipe_name(path / "config.yaml")[0]).room
-    for room in ROOMS:
+    for room in RECOGNISED_IN:
         recognises = getattr(room_index(room), "RECOGNISES", None)
         if recognises and resolve(recognises)(path):
             return room

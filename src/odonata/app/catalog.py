@@ -18,8 +18,12 @@ from odonata.errors import RecipeError
 if TYPE_CHECKING:
     from odonata.engine.recipe import Recipe
 
-ROOMS = ("align", "represent", "distill")
+ROOMS = ("align", "represent", "detect", "distill")
 """The rooms that are furnished."""
+
+RECOGNISED_IN = ("align", "detect", "represent")
+"""Rooms that know published weights, in the order in which they are asked: a detector holds a tower, and a tower alone
+comes last."""
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ FAMILIES = {
             *(f"resnet{depth}" for depth in (8, 14, 20, 32, 44, 56, 110)),
             *(f"resnet{depth}x4" for depth in (8, 32)),
             "resnet50x2",
-            "resnet18-small",
+            *("resnet18-small", "resnet10-small", "resnet10-small-gn", "resnet14-small"),
         ),
     ),
     "vit": Family(
@@ -93,6 +93,30 @@ FAMILIES = {
         "odonata.backbones.squeezenet",
         "SqueezeNetConfig",
         ("squeezenet1_0", "squeezenet1_1"),
+    ),
+    "darknet": Family(
+        "YOLO's trunks: Darknet-19 without residuals, Darknet-53 with them.",
+        "Redmon and Farhadi 2016, arXiv:1612.08242; 2018, arXiv:1804.02767",
+        "odonata.backbones.darknet",
+        "DarknetConfig",
+        ("darknet19", "darknet53", "darknet-small"),
+    ),
+    "vgg": Family(
+        "Stacks of 3 × 3 convolutions; with its dense layers as convolutions the tower of FCN and SSD.",
+        "Simonyan and Zisserman 2014, arXiv:1409.1556",
+        "odonata.backbones.vgg",
+        "VGGConfig",
+        (
+            *(f"vgg{depth}{suffix}" for depth in (11, 13, 16, 19) for suffix in ("", "_bn")),
+            *("vgg16-fcn", "vgg16-ssd", "vgg-small"),
+        ),
+    ),
+    "hourglass": Family(
+        "Stacked hourglasses: down to a few cells and up again, twice, at a quarter of the picture's size.",
+        "Newell et al. 2016, arXiv:1603.06937; Law and Deng 2018, arXiv:1808.01244",
+        "odonata.backbones.hourglass",
+        "HourglassConfig",
+        ("hourglass104", "hourglass-small"),
     ),
 }
 """Every family by name."""

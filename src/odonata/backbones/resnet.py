@@ -6,10 +6,13 @@ Notable:
 - CIFAR's form has a 3 × 3 stem, no pooling and three stages; its shortcut is free of weights (the paper's option A) in
   `resnet20` … `resnet110`, and a convolution in `resnet8x4` and `resnet32x4`, which distillation papers use.
 - A deep stem (three 3 × 3), dilation instead of stride, frozen and group norms serve segmentation and detection.
+  PSPNet's tower is `resnet50` with `stem="deep", stem_width=128, output_stride=8, dilate_first=True`; DETR's DC5 has
+  `output_stride=16`; detection files of torchvision want `norm="frozen_batch"`, their oldest with `norm_eps=0`.
 - The last activation of a block is a module of its own, so that what enters it can be tapped.
 
-Sources: He et al. 2015 (1512.03385), sec. 3.3, 4.2; torchvision `models/resnet.py` (v1.5, dilation); Tian et al. 2019,
-RepDistiller `models/resnet.py` (x4).
+Sources: He et al. 2015 (1512.03385), sec. 3.3, 4.2; torchvision `models/resnet.py` (v1.5, dilation); Zhao et al. 2017
+(1612.01105), semseg `model/pspnet.py` (deep stem, the other dilation); Tian et al. 2019, RepDistiller
+`models/resnet.py` (x4).
 """
 
 from __future__ import annotations
@@ -40,7 +43,8 @@ class ResNetConfig:
     widths: tuple[int, ...] = (64, 128, 256, 512)
     """Width of each stage, before a bottleneck's expansion."""
     stem: Literal["imagenet", "cifar", "deep"] = "imagenet"
-    """7 × 7 with stride 2; 3 × 3 with stride 1 and no pooling; or three 3 × 3, the first with stride 2."""
+    """7 × 7 with stride 2; 3 × 3 with stride 1 and no pooling; or three 3 × 3, the first with stride 2, of which only
+    the third has the full width."""
     stem_width: int = 64
     """Channels that the stem gives."""
     stride_in: Literal["3x3", "1x1"] = "3x3"
@@ -53,8 +57,11 @@ class ResNetConfig:
     """Width of a bottleneck's 3 × 3 relative to 64 (Wide ResNet, ResNeXt)."""
     output_stride: Literal[8, 16, 32] = 32
     """Pixels a cell of the last map; below 32 the last stages dilate instead of striding."""
+    dilate_first: bool = False
+    """Whether the first block of a dilated stage has the new dilation (PSPNet) or that of the stage before it, as
+    torchvision and DETR have it."""
     norm: NormName = "batch"
-    """Normalisation."""
+    """Normalisation; of `frozen_batch` nothing is trained and no statistics move."""
     norm_eps: float = 1e-5
     """Its epsilon."""
     zero_init_last: bool = False
@@ -98,7 +105,8 @@ class ResNet(Backbone):
             step, before = (1 if number == 0 else 2), dilation
             if step == 2 and config.stem != "cifar" and stride * 2 > config.output_stride:
                 step, dilation = 1, dilation * 2
-            stages.append(Stage(config, channels, width, depth, step, before, dilation))
+            first = dilation if config.dilate_first else before
+            stages.append(Stage(config, channels, width, depth, step, first, dilation))
             channels, stride = width * config.expansion, stride * step
         self.stages = nn.ModuleList(stages)
         self.head: nn.Module = nn.Identity()
@@ -180,13 +188,12 @@ class Stage(nn.Module):
     """Blocks of one width; only the first may stride."""
 
     def __init__(
-        self, config: ResNetConfig, channels: int, width: int, depth: int, stride: int, before: int, dilation: int
+        self, config: ResNetConfig, channels: int, width: int, depth: int, stride: int, first: int, dilation: int
     ) -> None:
         super().__init__()
         self.stride, self.checkpointing = stride, False
         kind = BasicBlock if config.block == "basic" else Bottleneck
-        # The first block of a dilated stage still has the dilation of the stage before it, as torchvision has it.
-        blocks = [kind(config, channels, width, stride, before)]
+        blocks = [kind(config, channels, width, stride, first)]
         blocks += [kind(config, width * config.expansion, width, 1, dilation) for _ in range(depth - 1)]
         self.layers = nn.ModuleList(blocks)
 
@@ -281,6 +288,10 @@ def _times4(depth: int) -> ResNetConfig:
     return ResNetConfig("basic", (n, n, n), (64, 128, 256), stem="cifar", stem_width=32)
 
 
+def _narrow(block: Literal["basic", "bottleneck"], norm: NormName = "batch") -> ResNetConfig:
+    return ResNetConfig(block, (1, 1, 1, 1), (16, 32, 64, 128), stem_width=16, norm=norm)
+
+
 VARIANTS: dict[str, ResNetConfig] = {
     "resnet18": _imagenet("basic", 2, 2, 2, 2),
     "resnet34": _imagenet("basic", 3, 4, 6, 3),
@@ -293,5 +304,9 @@ VARIANTS: dict[str, ResNetConfig] = {
     "resnet50x2": ResNetConfig(widths=(128, 256, 512, 1024), stem_width=128),
     # For laptops: a quarter of ResNet-18's width on CIFAR's stem.
     "resnet18-small": ResNetConfig("basic", (2, 2, 2, 2), (16, 32, 64, 128), stem="cifar", stem_width=16),
+    # For detectors and segmenters on laptops: the same widths at strides 4 to 32, one block a stage.
+    "resnet10-small": _narrow("basic"),
+    "resnet10-small-gn": _narrow("basic", norm="group"),
+    "resnet14-small": _narrow("bottleneck"),
 }
-"""The published towers by name, and `resnet18-small` for small pictures on a laptop."""
+"""The published towers by name, and small ones for laptops: `resnet18-small` for small pictures, others for scenes."""

@@ -90,10 +90,10 @@ class DataReport:
         table.add_row(f"captions over {LONG_CAPTION_WORDS} words", f"{self.long_captions:,}")
         parts: list[RenderableType] = [Text(f"{self.origin} ({self.kind})", style="italic"), table]
         parts += [Text(f"warning: {warning}", style="yellow") for warning in self.warnings]
-        parts += _listing("unreadable", [f"{where}: {what}" for where, what in self.unreadable])
-        parts += _listing("left out", [f"{where}: {what}" for where, what in self.problems])
-        parts += _listing("equal pictures", [" = ".join(group) for group in self.exact_duplicates])
-        parts += _listing("nearly equal pictures", [" ~ ".join(pair) for pair in self.near_duplicates or []])
+        parts += listing("unreadable", [f"{where}: {what}" for where, what in self.unreadable])
+        parts += listing("left out", [f"{where}: {what}" for where, what in self.problems])
+        parts += listing("equal pictures", [" = ".join(group) for group in self.exact_duplicates])
+        parts += listing("nearly equal pictures", [" ~ ".join(pair) for pair in self.near_duplicates or []])
         for title, histogram in (
             ("shorter side, pixels", self.sides),
             ("width / height", self.aspects),
@@ -101,7 +101,7 @@ class DataReport:
             ("classes", Counter(self.classes).most_common(20)),
         ):
             if histogram:
-                parts.append(_bars(title, histogram))
+                parts.append(bars(title, histogram))
         return Group(*parts)
 
 
@@ -252,7 +252,8 @@ def histogram(values: Sequence[float], edges: Sequence[float]) -> Histogram:
     return [(names[i], int(counts[i])) for i in range(int(filled[0]), int(filled[-1]) + 1)]
 
 
-def _bars(title: str, counts: Histogram) -> Table:
+def bars(title: str, counts: Histogram) -> Table:
+    """A histogram as a table with bars."""
     table = Table(title=title, show_header=False, box=None, title_justify="left", padding=(0, 1))
     top = max(count for _, count in counts)
     for name, count in counts:
@@ -260,7 +261,8 @@ def _bars(title: str, counts: Histogram) -> Table:
     return table
 
 
-def _listing(title: str, lines: list[str]) -> list[RenderableType]:
+def listing(title: str, lines: list[str]) -> list[RenderableType]:
+    """The first lines under a title, and how many more there are."""
     if not lines:
         return []
     more = [f"… and {len(lines) - _SHOWN:,} more"] if len(lines) > _SHOWN else []

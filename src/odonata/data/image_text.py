@@ -2,9 +2,9 @@
 
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol, Self, TypeVar
 
 import torch
 from jaxtyping import UInt8
@@ -16,7 +16,7 @@ from odonata.data.keys import keyed_generator, mix
 from odonata.data.loader import ClassBalanced, Key, Sampler, Shuffled, labels_of
 from odonata.data.randaugment import RandAugment
 from odonata.data.resize import Interpolation
-from odonata.data.sample import ImageTextSource
+from odonata.data.sample import ImageRef, ImageTextSource
 from odonata.data.sources import open_image_text
 from odonata.data.transforms import (
     ColorJitter,
@@ -33,6 +33,28 @@ log = logging.getLogger(__name__)
 
 Augment = Literal["none", "flip", "crop", "strong"]
 HELD_BACK = 0.1
+
+
+class Pictured(Protocol):
+    """Anything with a picture."""
+
+    @property
+    def image(self) -> ImageRef: ...
+
+
+class Divisible(Protocol):
+    """A source that can be divided: of pictures with captions, with objects, with maps."""
+
+    @property
+    def origin(self) -> str: ...
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> Pictured: ...
+    def split(self, name: str, /) -> Self: ...
+    def has_split(self, name: str, /) -> bool: ...
+    def subset(self, indices: Iterable[int], /) -> Self: ...
+
+
+Source = TypeVar("Source", bound=Divisible)
 
 
 @dataclass(frozen=True)
@@ -212,7 +234,7 @@ def train_and_heldout(config: ImageTextData) -> tuple[ImageTextSource, ImageText
     return divide(source, config.split)
 
 
-def divide(source: ImageTextSource, split: str | None = None) -> tuple[ImageTextSource, ImageTextSource | None]:
+def divide(source: Source, split: str | None = None) -> tuple[Source, Source | None]:
     """Divide a source into what is trained on and what is held back; see `train_and_heldout`.
 
     Args:
@@ -234,7 +256,7 @@ def _refuse_sameness(source: ImageTextSource) -> None:
         raise DataError(f"{source.origin}: {classes} ({first!r}): nothing can be told apart; add pictures of others")
 
 
-def hold_back(source: ImageTextSource, share: float = HELD_BACK) -> tuple[ImageTextSource, ImageTextSource | None]:
+def hold_back(source: Source, share: float = HELD_BACK) -> tuple[Source, Source | None]:
     """Divide a source by a hash of each picture's bytes; (everything, None) where either part would be empty."""
     chosen = [_content_share(source, index) < share for index in range(len(source))]
     train = [index for index, held in enumerate(chosen) if not held]
@@ -246,7 +268,7 @@ def hold_back(source: ImageTextSource, share: float = HELD_BACK) -> tuple[ImageT
     return source.subset(train), source.subset(heldout)
 
 
-def _content_share(source: ImageTextSource, index: int) -> float:
+def _content_share(source: Divisible, index: int) -> float:
     """A number from 0 to 1 that depends on the picture's size and first bytes, so equal pictures have equal ones."""
     image = source[index].image
     try:

@@ -29,6 +29,10 @@ class Problems:
             raise DataError(f"{where}: {what}")
         self.found.append(Problem(where, what))
 
+    def note(self, where: str, what: str) -> None:
+        """Note what was mended without loss: no reason to stop, whatever is done about bad rows."""
+        self.found.append(Problem(where, what, mended=True))
+
 
 @dataclass(frozen=True, eq=False)
 class Row:

@@ -129,10 +129,17 @@ class ImageText:
 
 @dataclass(frozen=True)
 class Problem:
-    """A row, caption or picture that was left out: where it stands and what is wrong with it."""
+    """A row, caption or picture that was left out: where it stands and what is wrong with it.
+
+    Args:
+        where: its place, "file:line" or the like.
+        what: is wrong.
+        mended: whether it was kept, after a change so small that training need not stop for it.
+    """
 
     where: str
     what: str
+    mended: bool = False
 
     def __str__(self) -> str:
         return f"{self.where}: {self.what}"
@@ -173,7 +180,7 @@ class ImageTextSource(Sequence[ImageText]):
 
     def split(self, name: str) -> "ImageTextSource":
         """The items of one split; "train" takes Karpathy's "restval" too. Raises DataError naming those there are."""
-        names = _split_names(name)
+        names = split_names(name)
         chosen = [sample for sample in self.samples if sample.split in names]
         if not chosen:
             known = ", ".join(self.splits) or "none"
@@ -182,7 +189,7 @@ class ImageTextSource(Sequence[ImageText]):
 
     def has_split(self, name: str) -> bool:
         """Whether any item belongs to the split."""
-        return any(split in _split_names(name) for split in self.splits)
+        return any(split in split_names(name) for split in self.splits)
 
     def subset(self, indices: Iterable[int]) -> "ImageTextSource":
         """The items at these indices, in this order."""
@@ -200,7 +207,7 @@ class ImageTextSource(Sequence[ImageText]):
         return digest.hexdigest()
 
 
-def _split_names(name: str) -> tuple[str, ...]:
+def split_names(name: str) -> tuple[str, ...]:
     aliases = {
         "train": ("train", "training", "restval"),
         "val": ("val", "validation", "valid", "dev"),

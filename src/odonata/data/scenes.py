@@ -192,12 +192,12 @@ class Scenes(Sequence[Scene]):
         for kind in kinds:
             digit, colour = kind % 10, COLOURS[kind // 10]
             side = max(12, round(self.size * random.uniform(0.25, largest)))
-            alpha, (x1, y1, x2, y2) = _glyph(random.choice(exemplars(self.split)[digit]), side)
+            alpha, (x1, y1, x2, y2) = glyph(random.choice(exemplars(self.split)[digit]), side)
             for _ in range(20):
                 # The glyph's ink, not its square, must lie within the picture.
                 top, left = random.randint(-y1, self.size - y2), random.randint(-x1, self.size - x2)
                 box = (left + x1, top + y1, left + x2, top + y2)
-                if not any(_touch(box, other.box, gap=2) for other in placed):
+                if not any(touch(box, other.box, gap=2) for other in placed):
                     red, green, blue = (max(0, min(255, value + random.randint(-14, 14))) for value in PALETTE[colour])
                     placed.append(Placed(digit, colour, (red, green, blue), alpha, top, left, box))
                     break
@@ -208,9 +208,9 @@ class Scenes(Sequence[Scene]):
     ) -> tuple[UInt8[np.ndarray, "height width 3"], Bool[np.ndarray, "objects height width"]]:
         random = Random(mix(self.seed, SPLITS.index(self.split), index % self.n, 1))
         size = self.size
-        canvas = _background(random, size)
+        canvas = background(random, size)
         for _ in range(self.clutter):
-            _dash(canvas, random)
+            dash(canvas, random)
         masks = np.zeros((len(placed), size, size), dtype=bool)
         for number, item in enumerate(placed):
             side = item.alpha.shape[0]
@@ -282,7 +282,7 @@ def digit_set(n: int = 800, split: Split = "test", seed: int = 0, size: int = 64
     return ImageTextSource(samples, tuple("0123456789"), f"scenes:digits:{split}", kind="scenes")
 
 
-def _glyph(exemplar: int, side: int) -> tuple[Float[np.ndarray, "side side"], tuple[int, int, int, int]]:
+def glyph(exemplar: int, side: int) -> tuple[Float[np.ndarray, "side side"], tuple[int, int, int, int]]:
     """The opacity of one handwritten digit at this size, and the tight box of its opaque part."""
     image = Image.fromarray(load_digits()[0][exemplar] * 15).resize((side, side), Image.Resampling.BICUBIC)
     # 240 is full ink; steeper than the pen's own grey so that a digit has one colour and an edge.
@@ -292,7 +292,8 @@ def _glyph(exemplar: int, side: int) -> tuple[Float[np.ndarray, "side side"], tu
     return alpha, (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
 
 
-def _touch(a: tuple[int, int, int, int], b: tuple[int, int, int, int], gap: int) -> bool:
+def touch(a: tuple[int, int, int, int], b: tuple[int, int, int, int], gap: int) -> bool:
+    """Whether two xyxy boxes come nearer than `gap` pixels."""
     return a[0] < b[2] + gap and b[0] < a[2] + gap and a[1] < b[3] + gap and b[1] < a[3] + gap
 
 
@@ -337,7 +338,7 @@ def _textures(size: int) -> Float[np.ndarray, "textures height width"]:
     return np.stack(textures)
 
 
-def _background(random: Random, size: int) -> Float[np.ndarray, "height width 3"]:
+def background(random: Random, size: int) -> Float[np.ndarray, "height width 3"]:
     """A dim, nearly grey texture: no colour of the palette can be read into it."""
     textures = _textures(size)
     first, second = random.randrange(len(textures)), random.randrange(len(textures))
@@ -347,7 +348,7 @@ def _background(random: Random, size: int) -> Float[np.ndarray, "height width 3"
     return np.clip(grey[:, :, None] * tint, 0, 255).astype(np.float32)
 
 
-def _dash(canvas: Float[np.ndarray, "height width 3"], random: Random) -> None:
+def dash(canvas: Float[np.ndarray, "height width 3"], random: Random) -> None:
     """Paint one straight grey dash, horizontal or vertical, onto the background."""
     size = canvas.shape[0]
     long, thick = random.randint(4, max(5, size // 4)), random.randint(1, max(1, size // 32))

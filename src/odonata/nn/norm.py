@@ -54,10 +54,10 @@ def make_norm(name: NormName, channels: int, eps: float = 1e-5, momentum: float 
         channels: of the map.
         eps: added to the variance.
         momentum: of the running statistics, PyTorch's: the share of the new batch.
-        groups: for `group`.
+        groups: for `group`; fewer where a group would be a single channel, which would lose how strongly it answers.
     """
     if name == "group":
-        return nn.GroupNorm(min(groups, channels), channels, eps)
+        return nn.GroupNorm(min(groups, max(1, channels // 2)), channels, eps)
     if name == "layer":
         return nn.GroupNorm(1, channels, eps)
     if name == "frozen_batch":

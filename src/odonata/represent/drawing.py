@@ -14,7 +14,8 @@ from torch import Tensor
 from odonata.backbones.vit import ViT
 from odonata.nn.attention import Attention
 from odonata.nn.transformer import Block
-from odonata.represent.predictor import TowerPredictor, as_tensor
+from odonata.data.any_picture import as_tensor
+from odonata.represent.predictor import TowerPredictor
 
 SIDE = 224
 """Side of each drawn panel in pixels."""

@@ -11,14 +11,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
-from PIL import Image
 from torch import Tensor
 
 from odonata.backbones.create import build as build_tower
 from odonata.backbones.interface import Backbone, Format
 from odonata.backbones.pretrained import load_backbone, published_files
+from odonata.data.any_picture import Picture, several, as_tensor
 from odonata.data.preprocess import Preprocess
-from odonata.data.sample import ImageRef
 from odonata.engine.checkpoint import weights_file
 from odonata.engine.config_file import from_plain, read_recipe_name
 from odonata.errors import RecipeError, WeightsError
@@ -36,7 +35,6 @@ from odonata.weights.towers import Hints, is_tower
 
 HINTS = ("num_heads", "part", "convention")
 """Options of `load` that a published file may leave open."""
-Picture = str | Path | Image.Image | ImageRef | UInt8[Tensor, "3 height width"]
 
 
 @dataclass(frozen=True)
@@ -93,7 +91,7 @@ class TowerPredictor:
 
     def embed_image(self, pictures: Picture | Sequence[Picture], batch_size: int = 64) -> Float[Tensor, "pictures dim"]:
         """Return unit-length embeddings of pictures."""
-        many = as_list(pictures)
+        many = several(pictures)
         parts = [many[i : i + batch_size] for i in range(0, len(many), batch_size)]
         return torch.cat([self.embed_prepared([self.prepare(as_tensor(p)) for p in part]) for part in parts])
 
@@ -140,7 +138,7 @@ class TowerPredictor:
         if labels:
             raise RecipeError(f"{self.name} has {len(self.classes)} classes of its own and takes no --labels")
         found: list[ClassPrediction] = []
-        for picture in as_list(pictures):
+        for picture in several(pictures):
             image = self.prepare(as_tensor(picture))[None].to(self.device)
             shares: list[float] = self.logits(image)[0].float().softmax(0).tolist()
             names = self.classes or tuple(f"class {i}" for i in range(len(shares)))
@@ -158,26 +156,6 @@ class TowerPredictor:
         assets = TowerAssets(self.backbone.config, self.preprocess, self.classes)
         files = Files("model.safetensors", dict(self.backbone.state_dict()), {"model.json": assets.to_plain()})
         return write_folder(folder, files)
-
-
-def as_list(pictures: Picture | Sequence[Picture]) -> list[Picture]:
-    """Return one picture or several as a list."""
-    if isinstance(pictures, (str, Path, Image.Image, ImageRef, Tensor)):
-        return [pictures]
-    return list(pictures)
-
-
-def as_tensor(picture: Picture) -> UInt8[Tensor, "3 height width"]:
-    """Return the pixels of a picture given in any way."""
-    if isinstance(picture, Tensor):
-        return picture
-    if isinstance(picture, ImageRef):
-        return picture.tensor()
-    if isinstance(picture, Image.Image):
-        from odonata.data.images import to_tensor
-
-        return to_tensor(picture)
-    return ImageRef(Path(picture)).tensor()
 
 
 def recognises(path: Path) -> bool:

@@ -39,7 +39,8 @@ class Files:
 
     weights_name: str
     state: dict[str, Tensor]
-    texts: dict[str, Plain] = field(default_factory=dict[str, Plain])
+    texts: Mapping[str, Plain | str] = field(default_factory=dict[str, Plain | str])
+    """Written as JSON; a string as it is."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from odonata.errors import WeightsError
-from odonata.weights import big_vision, hf_clip, hf_siglip, open_clip, openai_clip
+from odonata.weights import big_vision, darknet, hf_clip, hf_siglip, open_clip, openai_clip
+from odonata.weights.darknet_cfg import parse_cfg
 from odonata.weights.layout import Files, Layout, Plain, ReadOptions
 from odonata.weights.read import Raw, read_json, read_state
 
@@ -199,10 +200,13 @@ def write_files(folder: Path, files: Files, tokenizer_files: Mapping[str, Path])
         safetensors.torch.save_file(state, target, metadata={"format": "pt"})
     elif target.suffix == ".npz":
         _write_npz(target, state)
+    elif target.suffix == ".weights":
+        target.write_bytes(darknet.to_bytes(parse_cfg(str(files.texts[f"{target.stem}.cfg"])), state))
     else:
         torch.save(state, target)
     for name, content in files.texts.items():
-        (folder / name).write_text(json.dumps(content, indent=2) + os.linesep, encoding="utf-8")
+        text = content if isinstance(content, str) else json.dumps(content, indent=2) + os.linesep
+        (folder / name).write_text(text, encoding="utf-8")
     for name, source in tokenizer_files.items():
         shutil.copyfile(source, folder / Path(name).name)
 

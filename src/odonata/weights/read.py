@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 
 from odonata.errors import WeightsError
+from odonata.weights.darknet import cfg_beside, is_darknet, read_weights
+from odonata.weights.darknet_cfg import read_cfg
 from odonata.weights.nested import choose_entry
 
 _TORCH_SUFFIXES = (".pt", ".pth", ".th", ".bin", ".ckpt")
@@ -49,7 +51,7 @@ class Raw:
     files: list[Path] = field(default_factory=list[Path])
     """All files that were read."""
     kind: str = "torch"
-    """`safetensors`, `torch`, `torchscript` or `npz`."""
+    """`safetensors`, `torch`, `torchscript`, `npz` or `darknet`."""
     notes: list[str] = field(default_factory=list[str])
     """What was unwrapped or stripped on the way."""
     entry: str | None = None
@@ -64,8 +66,8 @@ def read_state(path: str | Path, *, allow_torchscript: bool = False, part: str |
     """Reads a checkpoint file or folder.
 
     Args:
-        path: `.safetensors`, `.pt`, `.pth`, `.bin`, `.ckpt` or `.npz`; or a folder with weights and a configuration as
-            transformers, open_clip or Odonata write it, sharded or not.
+        path: `.safetensors`, `.pt`, `.pth`, `.bin`, `.ckpt` or `.npz`; darknet's `.weights`, its cfg beside it; or a
+            folder with weights and a configuration as transformers, open_clip or Odonata write it, sharded or not.
         allow_torchscript: read TorchScript archives (OpenAI's CLIP files). Their code is loaded, so trust the source.
         part: which entry of a training checkpoint, such as `teacher`; the usual one if there is none of this name.
 
@@ -109,7 +111,7 @@ def _find_weights(folder: Path) -> Path:
 def _read_config(raw: Raw, folder: Path, weights: Path) -> None:
     for name in _CONFIG_FILES:
         file = folder / name
-        if file.is_file():
+        if raw.config is None and file.is_file():
             raw.config, raw.config_name = read_json(file), name
             raw.files.append(file)
             if raw.path.is_file():
@@ -158,6 +160,8 @@ def _read_file(file: Path, allow_torchscript: bool, raw: Raw, part: str | None =
         if stream.read(24).startswith(b"version https://git-lfs"):
             raise WeightsError(f"{file} is a Git LFS pointer, not the weights; run `git lfs pull`")
     suffix = file.suffix.lower()
+    if is_darknet(file):
+        return _read_darknet(file, raw), "darknet"
     if suffix == ".safetensors":
         return _read_safetensors(file), "safetensors"
     if suffix == ".npz":
@@ -166,8 +170,16 @@ def _read_file(file: Path, allow_torchscript: bool, raw: Raw, part: str | None =
         if is_torchscript(file):
             return _read_torchscript(file, allow_torchscript), "torchscript"
         return _read_pickle(file, raw, part), "torch"
-    known = ", ".join((".safetensors", ".npz", *_TORCH_SUFFIXES))
+    known = ", ".join((".safetensors", ".npz", ".weights", *_TORCH_SUFFIXES))
     raise WeightsError(f"{file}: files of type {suffix or '(none)'} are not known; known are {known}")
+
+
+def _read_darknet(file: Path, raw: Raw) -> dict[str, Tensor]:
+    cfg, layers = cfg_beside(file)
+    parsed = read_cfg(cfg)
+    raw.config, raw.config_name = {"model_type": "darknet", "cfg": parsed.text, "layers": layers}, cfg.name
+    raw.files.append(cfg)
+    return read_weights(file, parsed, layers).state
 
 
 def _read_safetensors(file: Path) -> dict[str, Tensor]:

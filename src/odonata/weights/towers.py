@@ -29,6 +29,8 @@ _MODULES = (
     "efficientnet_torchvision",
     "efficientnet_hf",
     "squeezenet_torchvision",
+    "darknet_towers",
+    "vgg_torchvision",
     "swin_hf",
     "swin_torchvision",
     "swin_timm",

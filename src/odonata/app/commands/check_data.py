@@ -5,23 +5,34 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from odonata.app.commands.arguments import parse, print_json, print_table
+from odonata.app.commands.arguments import at_least, parse, print_json, print_table
+
+if TYPE_CHECKING:
+    from odonata.data.check import DataReport
+    from odonata.data.check_objects import ObjectReport
+    from odonata.data.check_semantic import SemanticReport
 
 
 @dataclass(frozen=True)
 class CheckArguments:
     """Report what is wrong with a data set: `odonata check-data PATH`.
 
-    Unreadable pictures, duplicates, empty and repeated captions, histograms of sizes and lengths. Ends with status 1
-    where something would stop a training.
+    Unreadable pictures, duplicates, empty and repeated captions, histograms of sizes and lengths. Of pictures with
+    boxes: broken and stray boxes, ids, empty pictures, sizes, and the best recall that anchors and points can reach. Of
+    pictures with maps of classes: unknown values, and each class's share. Ends with status 1 where something would stop
+    a training.
     """
 
     path: Annotated[str, tyro.conf.Positional]
-    """Manifest, json of captions, folder, shards, or an embedded set; what --data.path takes."""
+    """Manifest, json, folder, shards, or an embedded set; what --data.path takes."""
+    kind: Literal["auto", "pictures", "objects", "semantic"] = "auto"
+    """What to look at: pictures with captions or classes, with boxes, with maps; found from the path by itself."""
+    size: int = 800
+    """Shorter side in pixels at which a detector is to see the pictures."""
     images: Path | None = None
     """Folder that picture names are relative to."""
     image_column: str | None = None
@@ -39,9 +50,37 @@ class CheckArguments:
 def check_data(arguments: Sequence[str]) -> int:
     """Print the report."""
     options = parse(CheckArguments, "check-data", arguments)
+    at_least(1, size=options.size)
+    report = _report(options)
+    if options.json:
+        print_json(report.to_dict())
+    else:
+        print_table(report.render())
+    return 0 if report.ok else 1
+
+
+def _report(options: CheckArguments) -> DataReport | ObjectReport | SemanticReport:
+    from odonata.data.open_objects import is_object_set
+    from odonata.data.open_semantic import is_semantic_set
+
+    kind = options.kind
+    if kind == "auto":
+        described = options.image_column is not None or options.caption_column is not None
+        kind = "pictures" if described else "objects" if is_object_set(options.path) else kind
+        kind = "semantic" if kind == "auto" and is_semantic_set(options.path) else kind
+    if kind == "objects":
+        from odonata.data.check_objects import check_objects
+        from odonata.data.framing import Framing
+
+        framing = Framing().with_size(options.size)
+        return check_objects(options.path, images=options.images, split=options.split, framing=framing)
+    if kind == "semantic":
+        from odonata.data.check_semantic import check_semantic
+
+        return check_semantic(options.path, images=options.images, split=options.split)
     from odonata.data.check import check
 
-    report = check(
+    return check(
         options.path,
         images=options.images,
         image_column=options.image_column,
@@ -49,8 +88,3 @@ def check_data(arguments: Sequence[str]) -> int:
         split=options.split,
         near_duplicates=options.near_duplicates,
     )
-    if options.json:
-        print_json(report.to_dict())
-    else:
-        print_table(report.render())
-    return 0 if report.ok else 1

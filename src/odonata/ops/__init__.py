@@ -1,0 +1,1 @@
+"""Geometry and assignment on tensors: boxes, suppression, pooling of regions, matching, masks."""

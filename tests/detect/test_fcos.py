@@ -1,0 +1,91 @@
+"""FCOS beside torchvision's, and what its paper says of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from detect.torchvision_records import Record, batch_of, check_detections, gradients, relative
+from odonata.backbones.fpn import FPNConfig
+from odonata.data.framing import Framing
+from odonata.detect.fcos import FCOS, FCOSConfig, box_loss, centerness_of
+from odonata.detect.predictor import load
+
+RECORD = Record("fcos")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return RECORD.predictor(tmp_path_factory.mktemp("fcos"), score_threshold=0.3)
+
+
+@pytest.mark.shows("fcos", "parity")
+def test_boxes_scores_and_labels_are_torchvisions(model):
+    check_detections(model, RECORD)
+
+
+@pytest.mark.shows("fcos", "parity")
+def test_losses_and_gradients_are_torchvisions(model):
+    detector = model.detector.train()
+    losses = detector.loss(batch_of(model))
+    theirs = RECORD.plain("losses")
+    for ours, name in (("class", "classification"), ("box", "bbox_regression"), ("centerness", "bbox_ctrness")):
+        assert relative(losses[ours].item(), theirs[name]) < 1e-5
+    losses["loss"].backward()
+    own = gradients(detector)
+    recorded = RECORD.plain("gradients")
+    pairs = {
+        "head.class_logits.weight": "head.classification_head.cls_logits.weight",
+        "head.box_distances.weight": "head.regression_head.bbox_reg.weight",
+        "trunk.fpn.p6.weight": "backbone.fpn.extra_blocks.p6.weight",
+        "trunk.fpn.laterals.0.conv.weight": "backbone.fpn.inner_blocks.0.0.weight",
+        "trunk.backbone.stem.convs.0.weight": "backbone.body.conv1.weight",
+        "trunk.backbone.stages.3.layers.1.conv2.weight": "backbone.body.layer4.1.conv2.weight",
+    }
+    for ours, name in pairs.items():
+        assert relative(own[ours], recorded[name]) < 1e-5, ours
+    detector.eval()
+
+
+@pytest.mark.shows("fcos", "weights")
+def test_torchvisions_file_comes_back_bit_equal(model, tmp_path: Path):
+    model.convert(tmp_path / "out", "torchvision")
+    again = load(tmp_path / "out/model.safetensors", None, torch.device("cpu"))
+    from odonata.weights.read import read_state
+
+    theirs, written = RECORD.state(), read_state(tmp_path / "out/model.safetensors").state
+    assert theirs.keys() == written.keys()
+    assert all(torch.equal(theirs[key], written[key]) for key in theirs)
+    assert again.assets.config.threshold_on == "score"
+
+
+def test_centerness_is_one_in_the_middle_and_zero_at_an_edge():
+    sides = torch.tensor([[5.0, 5, 5, 5], [0.0, 5, 10, 5], [1.0, 4, 4, 4]])
+    assert centerness_of(sides).tolist() == pytest.approx([1.0, 0.0, 0.5])
+
+
+def test_the_log_iou_loss_is_zero_for_the_target_itself():
+    target = torch.tensor([[3.0, 4, 5, 6]])
+    assert box_loss(target, target, "log-iou").item() == pytest.approx(0, abs=1e-6)
+    assert box_loss(target, target, "giou").item() == pytest.approx(0, abs=1e-6)
+
+
+def small(**changes):
+    config = FCOSConfig(framing=Framing(size=64, max_size=128), fpn=FPNConfig(16), tower_depth=1)
+    torch.manual_seed(0)
+    return FCOS(replace(config, **changes), 3)
+
+
+def test_levels_are_for_sizes_that_double():
+    assert [high for _, high in small().ranges()[:-1]] == [32, 64, 128]  # strides 4 to 32
+    assert FCOSConfig.presets["v1-r50"]["radius"] == 0
+
+
+def test_the_first_loss_of_every_class_is_that_of_a_rare_object(model):
+    # With prior 0.01 every logit begins at −4.6: sigmoid 0.01 (focal loss, sec. 4.1).
+    with torch.no_grad():
+        out = small().eval().forward_head(torch.zeros(1, 3, 64, 64))
+    assert out.classes[0].sigmoid().mean().item() == pytest.approx(0.01, rel=0.1)
