@@ -88,6 +88,4 @@ def check_detections(model: DetectorPredictor, record: Record) -> None:
 
 def gradients(detector: Detector) -> dict[str, float]:
     """Norm of each parameter's gradient by its name."""
-    return {
-        name: float(p.grad.double().norm()) for name, p in detector.named_parameters() if p.grad is not None
-    }
+    return {name: float(p.grad.double().norm()) for name, p in detector.named_parameters() if p.grad is not None}

@@ -1,4 +1,4 @@
-"""The AP = 0 doctor: good detections are made wrong in one way each, and that way is named; good ones are left alone."""
+"""The AP = 0 doctor: detections are made wrong in one way each, and that way is named; good ones are left alone."""
 
 import re
 from dataclasses import replace
@@ -71,7 +71,7 @@ BOX_MISTAKES = {
     "cxcywh": (lambda g, n: corners_to_cxcywh(g.boxes), r"read as \(centre x, centre y, width, height\)"),
     "twice": (
         lambda g, n: np.concatenate([g.boxes[:, :2], g.boxes[:, :2] + g.boxes[:, 2:]], axis=1),
-        "added once too often",
+        "made corners once too often",
     ),
     "swapped": (lambda g, n: g.boxes[:, [1, 0, 3, 2]], "x and y exchanged"),
     "normalized": (lambda g, n: g.boxes / picture(n), "multiplied by the picture's size: they are normalised"),

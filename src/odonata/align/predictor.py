@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
-from PIL import Image
 from torch import Tensor
 
 from odonata.align.assets import Assets
 from odonata.align.dual_encoder import DualEncoder
 from odonata.align.inputs import image_inputs
-from odonata.data.sample import ImageRef
+from odonata.data.any_picture import Picture, as_tensor, name_of, parts_of, several
 from odonata.engine.checkpoint import weights_file
 from odonata.errors import DataError, WeightsError
 from odonata.metrics.zeroshot import class_embeddings
 from odonata.nn.lora import add_lora, merge_lora
 from odonata.weights.published import LAYOUTS
 from odonata.weights.read import is_torchscript, read_json, read_state
-
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,10 @@ from odonata.errors import RecipeError
 if TYPE_CHECKING:
     from odonata.engine.recipe import Recipe
 
-ROOMS = ("align", "represent", "detect", "distill")
+ROOMS = ("align", "represent", "detect", "segment", "distill")
 """The rooms that are furnished."""
 
-RECOGNISED_IN = ("align", "detect", "represent")
+RECOGNISED_IN = ("align", "detect", "segment", "represent")
 """Rooms that know published weights, in the order in which they are asked: a detector holds a tower, and a tower alone
 comes last."""
 

@@ -33,6 +33,7 @@ COMMANDS = {
     "filter": ("odonata.app.commands.filter:filter_pairs", "keep the best part of a set of pairs (DFN)"),
     "check-data": ("odonata.app.commands.check_data:check_data", "what is wrong with a data set, before training"),
     "convert": ("odonata.app.commands.convert:convert", "weights between published layouts and ours"),
+    "export": ("odonata.app.commands.export:export", "a detector or segmenter as an ONNX file, checked"),
     "claim": ("odonata.app.commands.claim:claim", "the papers' claims as experiments: list, run, report"),
     "report": ("odonata.app.commands.report:report", "write a run's report page anew"),
 }

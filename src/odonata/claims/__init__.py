@@ -140,6 +140,61 @@ CLAIMS = {
         "MoBY's features are no worse than those of either parent, MoCo v2 and BYOL, in equal steps.",
         "odonata.claims.represent_moby:CLAIM",
     ),
+    "focal-loss": ClaimCard(
+        "detect",
+        "Where objects are rare the focal loss beats cross-entropy, plain or balanced.",
+        "odonata.claims.detect_focal:FOCAL",
+    ),
+    "prior-bias": ClaimCard(
+        "detect",
+        "Biases that begin every answer at a low probability make the first loss at least ten times smaller.",
+        "odonata.claims.detect_focal:PRIOR",
+    ),
+    "several-levels": ClaimCard(
+        "detect",
+        "Three levels of a pyramid find more than one, most of all small objects.",
+        "odonata.claims.detect_levels:LEVELS",
+    ),
+    "fpn-top-down": ClaimCard(
+        "detect",
+        "The pyramid's path from the top beats the same levels without it.",
+        "odonata.claims.detect_levels:TOP_DOWN_PATH",
+    ),
+    "snip-ranges": ClaimCard(
+        "detect",
+        "On the same pyramid, ignoring objects outside each size's range beats counting all of them.",
+        "odonata.claims.detect_scale:SNIP",
+    ),
+    "tiles-small-objects": ClaimCard(
+        "detect",
+        "With unchanged weights, windows of a large picture find more than the picture scaled down.",
+        "odonata.claims.detect_scale:TILES",
+    ),
+    "best-possible-recall": ClaimCard(
+        "detect",
+        "FCOS's points can be assigned to at least as many objects as RetinaNet's anchors.",
+        "odonata.claims.detect_anchors:COVERAGE",
+    ),
+    "kmeans-anchors": ClaimCard(
+        "detect",
+        "Five anchors from k-means fit boxes at least as well as nine hand-picked ones.",
+        "odonata.claims.detect_anchors:SHAPES",
+    ),
+    "anchor-free-parity": ClaimCard(
+        "detect",
+        "On the same trunk FCOS and RetinaNet are within four points of AP.",
+        "odonata.claims.detect_anchors:PARITY",
+    ),
+    "detr-slow-start": ClaimCard(
+        "detect",
+        "A fully convolutional detector finds more after a fifth of the steps than DETR after all.",
+        "odonata.claims.detect_detr:CLAIM",
+    ),
+    "polar-ceiling": ClaimCard(
+        "detect",
+        "More rays, and the mass centre, raise the best mask that PolarMask can draw.",
+        "odonata.claims.detect_polar:CLAIM",
+    ),
     "distillation-losses": ClaimCard(
         "distill",
         "Soft targets beat the student alone, and need their T²; all thirteen losses compared.",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from rich.text import Text
 from odonata.data.check import listing
 from odonata.data.images import MAX_PIXELS
 from odonata.data.open_semantic import open_semantic
-from odonata.data.semantic import VOID, SemanticSource, read_semantic
+from odonata.data.semantic import VOID, SemanticSource
+from odonata.data.semantic_batches import read_semantic
 from odonata.errors import DataError
 
 
@@ -88,8 +89,7 @@ def check_semantic(
     problems = [(problem.where, problem.what) for problem in source.problems]
     for sample in source:
         try:
-            labels = read_semantic(sample, max_pixels).classes
-            sample.map.strictly().read()
+            labels = read_semantic(replace(sample, map=sample.map.strictly()), max_pixels).classes
         except DataError as error:
             problems.append((sample.map.name, str(error).removeprefix(f"{sample.map.name}: ")))
             continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -84,6 +85,13 @@ class Detections:
                 row["mask"] = self._rle(number)
             found.append(row)
         return {"image": self.image, "height": self.size[0], "width": self.size[1], "objects": found}
+
+    def summary(self, threshold: float = 0.0) -> tuple[str, str, str]:
+        """One line for people: the picture, how many objects, and which."""
+        shown = self.above(threshold)
+        counts = Counter(shown.name_of(int(label)) for label in shown.labels)
+        what = ", ".join(f"{count} {name}" for name, count in counts.most_common(6))
+        return self.image, str(len(shown)), what + (", …" if len(counts) > 6 else "")
 
     def to_coco(self, image_id: int | str | None = None) -> list[dict[str, Any]]:
         """As COCO's results: [{image_id, category_id, bbox: [x, y, width, height], score, segmentation}].

@@ -76,7 +76,7 @@ class Framing:
     rounding: Literal["floor", "nearest", "detr"] = "floor"
     corners: bool = False
     antialias: bool = False
-    fill: int = 114
+    fill: float = 114
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     order: Literal["rgb", "bgr"] = "rgb"
@@ -100,9 +100,9 @@ class Framing:
         elif self.resize == "squash":
             new = (self.size, self.size)
         elif self.resize == "letterbox":
-            scale = min(self.size / height, self.size / width)
-            # Truncation is darknet's (letterbox_image).
-            new = (max(1, int(height * scale)), max(1, int(width * scale)))
+            # In whole numbers, rounded down, as darknet's letterbox_image has it.
+            longer = max(height, width)
+            new = (max(1, height * self.size // longer), max(1, width * self.size // longer))
         else:
             new = self._shortest(height, width)
         if max(new) > MAX_SIDE:
@@ -114,7 +114,7 @@ class Framing:
         if self.rounding == "detr":
             size = self.size
             if self.max_size and long / short * size > self.max_size:
-                size = int(round(self.max_size * short / long))
+                size = round(self.max_size * short / long)
             lower = max(1, int(size * long / short))
             return (max(1, size), lower) if height <= width else (lower, max(1, size))
         scale = self.size / short
@@ -171,7 +171,8 @@ class Framing:
         """What `to_dict` described. Raises ValueError on a key that it does not know."""
         if unknown := plain.keys() - {f.name for f in fields(cls)}:
             raise ValueError(f"framing: unknown keys {sorted(unknown)}")
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in plain.items()})
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in plain.items()}
+        return cls(**values)
 
 
 def outside(sizes: Int64[Tensor, "batch 2"], frame: tuple[int, int]) -> Tensor:

@@ -96,6 +96,7 @@ def _picture(path: Path, map_path: Path, numbers: Int32[np.ndarray, "height widt
         places=[f"{map_path}: value {number}" for number in found],
         outlines=[functools.partial(instance_mask, map_path, number) for number in found],
         areas=areas,
+        surely_pixels=True,
         id=path.stem,
         split=split,
     )

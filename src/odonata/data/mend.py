@@ -42,6 +42,8 @@ class RawPicture:
         outlines: of each object (None: it has none), or None where the whole set has boxes only.
         areas: of each object in pixels (None: the box's).
         id, split: of the picture.
+        surely_pixels: whether the format leaves no doubt that boxes are in pixels. A box within the first pixel of the
+            picture otherwise passes for a normalised one.
     """
 
     image: ImageRef
@@ -54,6 +56,7 @@ class RawPicture:
     areas: Sequence[float | None] | None = None
     id: int | str = ""
     split: str | None = None
+    surely_pixels: bool = False
 
 
 def source_from_pictures(
@@ -84,7 +87,7 @@ def source_from_pictures(
 
 def mend_picture(raw: RawPicture, problems: Problems) -> ObjectImage:
     """Check one picture's annotations; what cannot be mended is reported and left out."""
-    boxes, keep = mend_boxes(raw.boxes, raw.size, raw.places, problems)
+    boxes, keep = mend_boxes(raw.boxes, raw.size, raw.places, problems, raw.surely_pixels)
     outlines: tuple[Outline, ...] | None = None
     if raw.outlines is not None:
         mended: list[Outline] = []
@@ -111,7 +114,11 @@ def mend_picture(raw: RawPicture, problems: Problems) -> ObjectImage:
 
 
 def mend_boxes(
-    boxes: Sequence[Sequence[float]], size: tuple[int, int], places: Sequence[str], problems: Problems
+    boxes: Sequence[Sequence[float]],
+    size: tuple[int, int],
+    places: Sequence[str],
+    problems: Problems,
+    surely_pixels: bool = False,
 ) -> tuple[Float[np.ndarray, "objects 4"], Bool[np.ndarray, " objects"]]:
     """Cut boxes at the picture's edge, and say which can be kept.
 
@@ -120,6 +127,7 @@ def mend_boxes(
         size: (height, width) of the picture.
         places: where each box stands.
         problems: what happens to bad boxes.
+        surely_pixels: as in `RawPicture`.
     """
     raw = np.array(boxes, dtype=np.float64).reshape(-1, 4)
     limit = np.array([size[1], size[0], size[1], size[0]], dtype=np.float64)
@@ -127,7 +135,8 @@ def mend_boxes(
         outside = np.maximum(-raw, raw - limit).max(axis=1, initial=0.0)
         clipped = np.clip(raw, 0, limit).astype(np.float32)
         # Not-a-number compares as false, so that it is never fine.
-        fine = (clipped[:, 2:] > clipped[:, :2]).all(1) & (outside <= ROUNDING) & (raw[:, 2:] > 1).any(1)
+        sized = surely_pixels | (raw[:, 2:] > 1).any(1)
+        fine = (clipped[:, 2:] > clipped[:, :2]).all(1) & (outside <= ROUNDING) & sized
     keep = np.ones(len(raw), dtype=bool)
     for number in np.flatnonzero(~fine).tolist():
         keep[number] = _judge(raw[number].tolist(), float(outside[number]), size, places[number], problems)

@@ -1,4 +1,4 @@
-"""Pictures with objects as training batches: the options, what happens to a picture, and how pictures become a batch."""
+"""Pictures with objects as training batches: the options, the data set, and how pictures become a batch."""
 
 from __future__ import annotations
 
@@ -49,6 +49,8 @@ class ObjectData:
     """Probability of pasting objects of another picture (needs masks)."""
     limit: int = 0
     """Train on so many pictures only, always the same choice at random (0 = all)."""
+    one_class: str = ""
+    """Count the objects of all classes as one of this name, for detectors of one class (MTCNN: face)."""
 
 
 @dataclass
@@ -71,6 +73,8 @@ class ObjectBatch:
     """Number of each picture in its source."""
     masks: list[Bool[Tensor, "objects height width"]] | None = None
     """Pixels of each object in the frame."""
+    points: list[Float[Tensor, "objects points 2"]] | None = None
+    """Landmarks (x, y) of each object in pixels of the frame, NaN where they are not known."""
 
     def __len__(self) -> int:
         return self.images.shape[0]
@@ -167,8 +171,8 @@ def read_item(sample: ObjectImage, masks: bool = False, max_pixels: int = MAX_PI
     image = sample.image.tensor(max_pixels=max_pixels)
     if tuple(image.shape[-2:]) != sample.size:
         raise DataError(
-            f"{sample.image.name}: the picture is {image.shape[-1]} × {image.shape[-2]} px, and its annotation was made "
-            f"for {sample.size[1]} × {sample.size[0]}"
+            f"{sample.image.name}: the picture is {image.shape[-1]} × {image.shape[-2]} px, and its annotation was "
+            f"made for {sample.size[1]} × {sample.size[0]}"
         )
     return Item(
         image,
@@ -211,7 +215,14 @@ def to_batch(items: Sequence[Item], divisor: int, indices: Sequence[int] | None 
         scales=torch.tensor([item.scale for item in items]),
         indices=torch.tensor(list(range(len(items))) if indices is None else list(indices)),
         masks=[padded(item.masks) for item in items if item.masks is not None] if with_masks else None,
+        points=_points(items),
     )
+
+
+def _points(items: Sequence[Item]) -> list[Float[Tensor, "objects points 2"]] | None:
+    """Landmarks of the objects of each picture, where every picture has them."""
+    found = [item.points for item in items if item.points is not None and item.points.ndim == 3]
+    return found if len(found) == len(items) else None
 
 
 def train_and_heldout_objects(data: ObjectData) -> tuple[ObjectSource, ObjectSource | None]:
@@ -223,6 +234,8 @@ def train_and_heldout_objects(data: ObjectData) -> tuple[ObjectSource, ObjectSou
     from odonata.data.open_objects import open_objects
 
     source = open_objects(data.path, images=data.images or None, on_error=data.on_error)
+    if data.one_class:
+        source = source.as_one_class(data.one_class)
     if len(source) < 2:
         raise DataError(f"{source.origin}: one picture only: nothing can be learned from it; add others")
     train, heldout = divide(source, data.split)

@@ -56,7 +56,7 @@ def frame_item(item: Item, framing: Framing) -> Item:
     small = scaled_item(item, new, image[:, top : top + new[0], left : left + new[1]])
     if framing.resize != "letterbox":
         return small
-    return window_item(small, -top, -left, framing.size, framing.size, framing.fill)
+    return window_item(small, -top, -left, framing.size, framing.size, round(framing.fill))
 
 
 @dataclass(frozen=True)

@@ -167,6 +167,11 @@ class ObjectSource(Sequence[ObjectImage]):
         samples = [replace(sample, labels=table[sample.labels]) for sample in self.samples]
         return replace(self, samples=samples, categories=categories)
 
+    def as_one_class(self, name: str) -> ObjectSource:
+        """The same objects, all of one class of this name."""
+        samples = [replace(sample, labels=np.zeros_like(sample.labels)) for sample in self.samples]
+        return replace(self, samples=samples, categories=(Category(1, name),))
+
     def fingerprint(self) -> str:
         """SHA-256 over categories, ids, boxes, labels, and picture names (not pixels: it must be quick)."""
         digest = hashlib.sha256(repr(self.categories).encode())

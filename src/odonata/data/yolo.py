@@ -243,6 +243,7 @@ def _raw(
             labels=[labels[line.number] for line in known],
             places=[line.where for line in known],
             outlines=[_outline(line, height, width) for line in known] if outlined else None,
+            surely_pixels=True,
             id=path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.name,
             split=split,
         )

@@ -84,7 +84,7 @@ def effective(recipe: Recipe, train: ObjectSource) -> tuple[Recipe, list[str]]:
     Raises:
         RecipeError: the preset is unknown, or the policy's ranges do not fit its sizes.
     """
-    config, pictures = resolved_policy(with_preset(recipe.method), train), len(train)
+    config, pictures = resolved_policy(with_preset(recipe.method).fitted(train), train), len(train)
     batch, steps = recipe.data.batch_size, recipe.steps
     if config.epochs:
         steps = max(1, math.ceil(config.epochs * (pictures // batch)))
@@ -96,7 +96,8 @@ def effective(recipe: Recipe, train: ObjectSource) -> tuple[Recipe, list[str]]:
     method = dataclasses.replace(config, epochs=0.0, backbone_lr=1.0)
     lines = [f"effective length: {steps} steps = {steps * batch / pictures:.1f} epochs of {pictures} pictures"]
     if config.scale_ranges:
-        shown = ", ".join(f"{s} px: {a:g} to {'∞' if b >= INFINITE else f'{b:g}'}" for s, (a, b) in zip(config.scale_sizes, config.scale_ranges, strict=True))
+        ranges = zip(config.scale_sizes, config.scale_ranges, strict=True)
+        shown = ", ".join(f"{s} px: {a:g} to {'∞' if b >= INFINITE else f'{b:g}'}" for s, (a, b) in ranges)
         lines.append(f"{config.scale_policy}: √area that counts at each size: {shown}")
     return dataclasses.replace(recipe, method=method, optim=optim, steps=steps), lines
 
@@ -165,8 +166,8 @@ def start_from(method: Detector, config: DetectorOptions, categories: tuple[Cate
     notes = _fill(method.tower, theirs, str(path), True)
     if (found.preprocess.mean, found.preprocess.std) != (config.framing.mean, config.framing.std):
         raise RecipeError(
-            f"--init {path}: its pictures are normalised by mean {found.preprocess.mean} and std {found.preprocess.std}; "
-            "set --framing.mean and --framing.std to them"
+            f"--init {path}: its pictures are normalised by mean {found.preprocess.mean} and std "
+            f"{found.preprocess.std}; set --framing.mean and --framing.std to them"
         )
     return notes
 

@@ -85,9 +85,8 @@ def level_points(
         strides: (down, right) of each.
         offset: share of a stride from a cell's corner to its point: 0.5 is its middle.
     """
-    return [
-        points(x.shape[-2], x.shape[-1], stride, offset, device=x.device) for x, stride in zip(maps, strides, strict=True)
-    ]
+    placed = zip(maps, strides, strict=True)
+    return [points(x.shape[-2], x.shape[-1], stride, offset, device=x.device) for x, stride in placed]
 
 
 def choose(

@@ -6,7 +6,7 @@ import dataclasses
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from jaxtyping import Float, Int64
@@ -16,6 +16,7 @@ from odonata.backbones.interface import Backbone, channels_last
 from odonata.data.detections import Detections
 from odonata.data.framing import Framing
 from odonata.data.object_batches import ObjectBatch
+from odonata.data.objects import ObjectSource
 from odonata.engine.method import Method
 from odonata.errors import RecipeError
 from odonata.ops.nms import batched_nms, nms
@@ -79,6 +80,10 @@ class DetectorOptions:
                 f"--tile-min-visible {self.tile_min_visible} [0, 1]"
             )
 
+    def fitted(self, train: ObjectSource) -> DetectorOptions:
+        """These options with what a method takes from its training set filled in, such as anchors; here nothing."""
+        return self
+
 
 def with_preset(config: Any) -> Any:
     """The options with those of their preset filled in; fields that were changed by hand stay as they are.
@@ -109,7 +114,8 @@ class Detector(Method):
 
     needs_masks: ClassVar[bool] = False
     """Whether it learns from masks."""
-    chance: float | None = None
+    suppresses: ClassVar[bool] = True
+    """Whether `dense`, where it has one, gives boxes that still need suppression."""
 
     def __init__(self, config: DetectorOptions, num_classes: int) -> None:
         super().__init__()
@@ -131,6 +137,11 @@ class Detector(Method):
     def predict(self, batch: ObjectBatch) -> list[Detections]:
         """Return what is found in each picture, in pixels of the frame; only images and sizes are read."""
 
+    @property
+    def dense_threshold(self) -> float:
+        """What a score of `dense` must be above to count."""
+        return self.options.score_threshold
+
     def pixels(self, batch: ObjectBatch) -> Float[Tensor, "batch 3 height width"]:
         """The batch as the network expects it."""
         return channels_last(self.options.framing.normalize(batch.images, batch.sizes))
@@ -146,10 +157,10 @@ def freeze_stages(tower: nn.Module, stages: int) -> None:
         return
     if not isinstance(tower, Backbone) or not hasattr(tower, "stem") or not hasattr(tower, "stages"):
         raise RecipeError("--freeze is for towers with a stem and stages, such as residual networks")
-    parts = list(tower.stages)  # pyright: ignore[reportArgumentType]
+    parts = list(cast(nn.ModuleList, tower.stages))
     if stages > len(parts):
         raise RecipeError(f"--freeze is {stages}, and the tower has {len(parts)} stages")
-    for part in (tower.stem, *parts[:stages]):
+    for part in (cast(nn.Module, tower.stem), *parts[:stages]):
         for parameter in part.parameters():
             parameter.requires_grad_(False)
 

@@ -55,7 +55,9 @@ class Evaluator:
         return {name: value for name, value in figures.items() if not math.isnan(value)}
 
 
-def detections_of(model: DetectorPredictor, samples: Sequence[ObjectImage], batch_size: int, **options: Any) -> list[Detections]:
+def detections_of(
+    model: DetectorPredictor, samples: Sequence[ObjectImage], batch_size: int, **options: Any
+) -> list[Detections]:
     """Return what a detector finds in samples, in their order."""
     return list(model.find([sample.image for sample in samples], batch_size=batch_size, **options))
 

@@ -1,7 +1,8 @@
 """FCOS: every point in an object says how far the object's four sides are. No anchors, no overlaps to tune.
 
-A point of a level is trained on the smallest object that it stands in, if the object's size belongs to the level. Points
-far from an object's middle give poor boxes; a further output, the centerness, learns to say so and lowers their score.
+A point of a level is trained on the smallest object that it stands in, if the object's size belongs to the level.
+Points far from an object's middle give poor boxes; a further output, the centerness, learns to say so and lowers their
+score.
 
 Two recipes and three conventions are about, and their weights do not mix; each is a named preset:
 - `v1` (the paper): any point inside a box, distances by exp, in pixels, −log IoU, centerness beside the class.
@@ -9,19 +10,21 @@ Two recipes and three conventions are about, and their weights do not mix; each 
   target centerness and divided by its sum, centerness beside the box.
 - `torchvision`: as `improved`, but points at the corners of cells, no learned scales, nothing weighted by centerness,
   a threshold on the final score.
-The final score is √(class · centerness) in both codes; the paper multiplies without the root. Ordering is the same within
-an image, thresholds are not.
+The final score is √(class · centerness) in both codes; the paper multiplies without the root. The order within a
+picture is the same, thresholds are not.
 
 Reference: Tian, Shen, Chen and He, FCOS: Fully Convolutional One-Stage Object Detection, arXiv:1904.01355, and the
-journal version, arXiv:2006.09214; tianzhi0549/FCOS `fcos_core/modeling/rpn/fcos`; torchvision `models/detection/fcos.py`.
+journal version, arXiv:2006.09214; tianzhi0549/FCOS `fcos_core/modeling/rpn/fcos`; torchvision
+`models/detection/fcos.py`.
 
-Differences: at a distance that is exactly the border of two levels, both are trained, as in the original; torchvision trains
-neither. The defaults are a small network for laptops with levels from stride 4; areas are plain, without the
+Differences: at a distance that is exactly the border of two levels, both are trained, as in the original; torchvision
+trains neither. The defaults are a small network for laptops with levels from stride 4; areas are plain, without the
 original's + 1. What a crowd, or an object outside the range of a scale policy, covers teaches nothing.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
@@ -64,12 +67,20 @@ class FCOSConfig(DetectorOptions):
         "improved-r50": {**_COCO},
         "v1-r50": {
             **_COCO,
-            **{"radius": 0.0, "distance": "exp", "unit": "pixels", "iou": "log-iou", "centerness_on": "class"},
+            "radius": 0.0,
+            "distance": "exp",
+            "unit": "pixels",
+            "iou": "log-iou",
+            "centerness_on": "class",
         },
         "torchvision-r50": {
             **_COCO,
-            **{"point_offset": 0.0, "stride_rule": "picture", "scales": False, "weight_by_centerness": False},
-            **{"threshold_on": "score", "score_threshold": 0.2},
+            "point_offset": 0.0,
+            "stride_rule": "picture",
+            "scales": False,
+            "weight_by_centerness": False,
+            "threshold_on": "score",
+            "score_threshold": 0.2,
         },
     }
 
@@ -154,7 +165,7 @@ class FCOS(Detector):
         first = self.config.first_range or 8 * self.trunk.strides[0]
         count = len(self.trunk.strides)
         edges = [-1.0, *(first * 2**i for i in range(count - 1)), INFINITE]
-        return list(zip(edges[:-1], edges[1:], strict=True))
+        return list(itertools.pairwise(edges))
 
     def loss(self, batch: ObjectBatch) -> dict[str, Tensor]:
         """Return the focal loss of the classes, the loss of the boxes, and that of the centerness (eq. 2)."""
@@ -212,11 +223,22 @@ class FCOS(Detector):
     def dense(
         self, images: Float[Tensor, "batch 3 height width"]
     ) -> tuple[Float[Tensor, "batch cells 4"], Float[Tensor, "batch cells classes"]]:
-        """All boxes in pixels of the frame and all scores of prepared pictures, before suppression; for export."""
+        """All boxes in pixels of the frame and all scores of prepared pictures, before suppression; for export.
+
+        Scores that the threshold on the class rules out are 0.
+        """
         out = self.forward_head(images)
         boxes = [decode_distances(d, p[None]) for p, d in zip(out.points, out.distances, strict=True)]
-        centres = torch.cat(out.centerness, 1).sigmoid()
-        return torch.cat(boxes, 1), (torch.cat(out.classes, 1).sigmoid() * centres).sqrt()
+        gates, centres = torch.cat(out.classes, 1).sigmoid(), torch.cat(out.centerness, 1).sigmoid()
+        scores = (gates * centres).sqrt()
+        if self.config.threshold_on == "class":
+            scores = scores * (gates > self.config.score_threshold)
+        return torch.cat(boxes, 1), scores
+
+    @property
+    def dense_threshold(self) -> float:
+        """See `Detector.dense_threshold`."""
+        return 0.0 if self.config.threshold_on == "class" else self.options.score_threshold
 
 
 class FCOSHead(nn.Module):

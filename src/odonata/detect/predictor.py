@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from odonata.data.any_picture import Picture, as_tensor, is_one, name_of, parts_of, several
-from odonata.data.detections import Detections, empty_detections
+from odonata.data.detections import Detections
 from odonata.data.framing import Framing, Place
 from odonata.data.object_batches import ObjectBatch
 from odonata.data.objects import Category
@@ -119,7 +119,7 @@ class DetectorPredictor:
                     yield named.to("cpu")
 
     @contextlib.contextmanager
-    def _settings(self, score: float | None, precision: str) -> Iterator[None]:
+    def _settings(self, score: float | None, precision: str) -> Generator[None]:
         """Another threshold for a while, without gradients, in a precision."""
         options = self.detector.options
         if score is not None:
@@ -156,14 +156,14 @@ class DetectorPredictor:
             return joined
         if config.scale_policy == "snip":
             least = self.detector.options.score_threshold
-            chosen, scores = soft_nms(
-                joined.boxes, joined.scores, joined.labels, sigma=SNIP_SIGMA, minimum_score=least
-            )
+            chosen, scores = soft_nms(joined.boxes, joined.scores, joined.labels, sigma=SNIP_SIGMA, minimum_score=least)
             return replace(joined.take(chosen), scores=scores).take(torch.arange(len(chosen)) < config.max_detections)
         chosen = batched_nms(joined.boxes, joined.scores, joined.labels, config.nms_threshold)
         return joined.take(chosen[: config.max_detections])
 
-    def _tiled(self, image: UInt8[Tensor, "3 height width"], tile: int, overlap: float, merge: Merge, batch: int) -> Detections:
+    def _tiled(
+        self, image: UInt8[Tensor, "3 height width"], tile: int, overlap: float, merge: Merge, batch: int
+    ) -> Detections:
         """Look at a picture in overlapping windows."""
         height, width = image.shape[-2:]
         cut = windows(height, width, tile, overlap)
@@ -171,7 +171,10 @@ class DetectorPredictor:
         for start in range(0, len(cut), batch):
             some = cut[start : start + batch]
             answers = self._whole([image[:, t : t + h, x : x + w] for t, x, h, w in some])
-            parts += [shifted(answer, top, left, (height, width)) for answer, (top, left, _, _) in zip(answers, some, strict=True)]
+            parts += [
+                shifted(answer, top, left, (height, width))
+                for answer, (top, left, _, _) in zip(answers, some, strict=True)
+            ]
         joined = join(parts)
         if len(cut) == 1 or not len(joined):
             return joined

@@ -151,7 +151,7 @@ def looks(config: DetectorOptions) -> list[Look]:
 
 
 def windows(height: int, width: int, tile: int, overlap: float) -> list[tuple[int, int, int, int]]:
-    """The windows (top, left, height, width) that cover a picture, evenly spread; one where it is no larger than a tile.
+    """The windows (top, left, height, width) that cover a picture, evenly spread; one where a tile holds all of it.
 
     Args:
         height, width: of the picture in pixels.

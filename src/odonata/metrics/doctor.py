@@ -1,4 +1,4 @@
-"""Why is AP nearly zero? Tests that change the detections in the way of one mistake each, and see whether AP comes back.
+"""Why is AP nearly zero? Tests that undo one mistake each in the detections, and see whether AP comes back.
 
 What most often lies behind an AP of zero on one's own data is no weak model but a convention: categories counted from 1
 instead of 0, boxes as (x, y, width, height) instead of corners, normalised, with x and y exchanged, or left in the
@@ -175,6 +175,9 @@ def _boxes(
 ) -> tuple[list[Finding], Sequence[Found]]:
     """Whether boxes read in another way lie on the objects, and the detections with boxes read so."""
     base = best_recall(truths, [guess.boxes for guess in found]).all
+    # It must double, or nothing is said.
+    if base > 0.5:
+        return [], found
     tried: list[tuple[float, str, Sequence[Found]]] = []
     for text, change in _readings(sizes):
         changed = [replace(guess, boxes=change(guess.boxes, number)) for number, guess in enumerate(found)]
@@ -212,7 +215,7 @@ def _readings(sizes: Sequence[tuple[int, int]] | None) -> Iterator[tuple[str, Ch
     yield "read as (x, y, width, height), not as corners", fixed(corners)
     yield "read as (centre x, centre y, width, height), not as corners", fixed(around)
     yield (
-        "corners to which x1 and y1 were added once too often (width and height were taken for x2, y2)",
+        "taken with x1, y1 subtracted from x2, y2: width and height were made corners once too often",
         fixed(extents),
     )
     yield "read with x and y exchanged, (y1, x1, y2, x2)", fixed(lambda boxes: boxes[:, [1, 0, 3, 2]])
@@ -263,8 +266,8 @@ def _labels(truths: Sequence[Truth], found: Sequence[Found], names: Sequence[str
     whole = average_precision(match_class(truths, found, None))
     figures = {"agreement": agreement, "ap50": base, "ap50_without_classes": whole}
     start = (
-        f"Boxes are right and labels wrong: of {len(said)} detections on an object {100 * agreement:.0f} % name its class; "
-        f"AP50 is {base:.2f}, and {whole:.2f} with classes left aside. "
+        f"Boxes are right and labels wrong: of {len(said)} detections on an object {100 * agreement:.0f} % name its "
+        f"class; AP50 is {base:.2f}, and {whole:.2f} with classes left aside. "
     )
     for shift in (-1, 1):
         moved = ap50(truths, [replace(guess, labels=guess.labels + shift) for guess in found], classes)
@@ -324,8 +327,8 @@ def _location(truths: Sequence[Truth], found: Sequence[Found]) -> Iterator[Findi
     if near >= 0.5 and half < near / 2:
         yield Finding(
             "location",
-            f"Boxes are near the objects but do not fit: recall is {near:.2f} at IoU .1 and {half:.2f} at IoU .5. Train "
-            "longer, or look at the coding of boxes, the stride and the sizes of anchors.",
+            f"Boxes are near the objects but do not fit: recall is {near:.2f} at IoU .1 and {half:.2f} at IoU .5. "
+            "Train longer, or look at the coding of boxes, the stride and the sizes of anchors.",
             figures,
         )
     elif near < 0.5:

@@ -86,7 +86,7 @@ def best_recall(
     _same(truths, boxes)
     reached: list[np.ndarray] = []
     for truth, rows in zip(truths, boxes, strict=True):
-        reached.append((overlaps(rows, truth.boxes) >= threshold).any(axis=0))
+        reached.append(np.asarray((overlaps(rows, truth.boxes) >= threshold).any(axis=0)))
     return _recalls(truths, reached, threshold)
 
 

@@ -12,9 +12,9 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from odonata.backbones.vit import ViT
+from odonata.data.any_picture import as_tensor
 from odonata.nn.attention import Attention
 from odonata.nn.transformer import Block
-from odonata.data.any_picture import as_tensor
 from odonata.represent.predictor import TowerPredictor
 
 SIDE = 224

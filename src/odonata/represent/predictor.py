@@ -16,7 +16,7 @@ from torch import Tensor
 from odonata.backbones.create import build as build_tower
 from odonata.backbones.interface import Backbone, Format
 from odonata.backbones.pretrained import load_backbone, published_files
-from odonata.data.any_picture import Picture, several, as_tensor
+from odonata.data.any_picture import Picture, as_tensor, several
 from odonata.data.preprocess import Preprocess
 from odonata.engine.checkpoint import weights_file
 from odonata.engine.config_file import from_plain, read_recipe_name

@@ -16,6 +16,8 @@ from odonata.errors import RecipeError
 ROOMS = {
     "align": ("odonata.app.commands.evaluate_align", "AlignArguments", "evaluate_align"),
     "represent": ("odonata.app.commands.evaluate_represent", "RepresentArguments", "evaluate_represent"),
+    "detect": ("odonata.app.commands.evaluate_detect", "DetectArguments", "evaluate_detect"),
+    "segment": ("odonata.app.commands.evaluate_segment", "SegmentArguments", "evaluate_segment"),
     "distill": ("odonata.app.commands.evaluate_represent", "RepresentArguments", "evaluate_represent"),
 }
 """Room → module, its arguments, and its function from arguments to figures."""
@@ -35,14 +37,21 @@ def evaluate(arguments: Sequence[str]) -> None:
     for column in ("figure", "value", "95 % interval", "of", ""):
         table.add_column(column, justify="left" if column in ("figure", "") else "right")
     for name, figure in figures.items():
-        percent = figure["high"] is not None and "rank" not in name
-        shown = [f"{figure[k]:.1%}" if percent else f"{figure[k]:.4g}" if figure[k] is not None else "" for k in _SHOWN]
+        percent = (figure["high"] is not None and "rank" not in name) or name.startswith(SHARES)
+        shown = [_shown(figure[key], percent) for key in ("value", "low", "high")]
         interval = f"{shown[1]} – {shown[2]}" if figure["high"] is not None else ""
         table.add_row(name, shown[0], interval, str(figure["count"]), figure.get("note", ""))
     print_table(table)
 
 
-_SHOWN = ("value", "low", "high")
+def _shown(value: float | None, percent: bool) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.1%}" if percent else f"{value:.4g}"
+
+
+SHARES = ("AP", "AR", "VOC/", "mIoU", "IoU", "pixel_accuracy", "mean_accuracy", "frequency_weighted")
+"""How the names of figures begin that are shares without an interval."""
 
 
 def usage() -> str:
@@ -51,7 +60,9 @@ def usage() -> str:
 
 Measures a run, or published weights. What can be asked depends on what MODEL is; `odonata evaluate MODEL --help` tells.
   pictures and words   --retrieval, --zeroshot, --probe, --knn
-  pictures alone       --knn, --probe, --few-shot, --finetune, --baselines, each on --data.path"""
+  pictures alone       --knn, --probe, --few-shot, --finetune, --baselines, each on --data.path
+  detectors            COCO's AP by size and class, --voc, --curves, --masks; why it is zero where it is
+  segmenters           mIoU and each class's IoU, pixel accuracy; --flip, --scales, --tile"""
 
 
 def arguments_of(arguments: Sequence[str]) -> Any:

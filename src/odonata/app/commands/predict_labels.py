@@ -1,8 +1,7 @@
-"""`odonata predict`."""
+"""`odonata predict` of models that say what a picture shows in words or classes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -10,12 +9,12 @@ from typing import Annotated, Any, Literal
 import tyro
 from rich.table import Table
 
-from odonata.app.commands.arguments import at_least, parse, pictures_in, print_json, print_table
+from odonata.app.commands.arguments import at_least, pictures_in, print_json, print_table
 from odonata.errors import RecipeError
 
 
 @dataclass(frozen=True)
-class PredictArguments:
+class LabelArguments:
     """Say what pictures show: `odonata predict RUN photo.jpg`, with --labels "a dog" "a cat" for pictures and words."""
 
     model: Annotated[Path, tyro.conf.Positional]
@@ -36,9 +35,8 @@ class PredictArguments:
     """Where to compute."""
 
 
-def predict(arguments: Sequence[str]) -> None:
+def predict_labels(options: LabelArguments) -> None:
     """Print a table of probabilities."""
-    options = parse(PredictArguments, "predict", arguments)
     at_least(1, top=options.top)
     pictures = pictures_in(options.pictures)
     from odonata.app.api import load, room_of
