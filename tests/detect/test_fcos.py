@@ -11,8 +11,12 @@ import torch
 from detect.torchvision_records import Record, batch_of, check_detections, gradients, relative
 from odonata.backbones.fpn import FPNConfig
 from odonata.data.framing import Framing
+from odonata.data.item import Item
+from odonata.data.object_batches import to_batch
+from odonata.detect.detector import with_preset
 from odonata.detect.fcos import FCOS, FCOSConfig, box_loss, centerness_of
 from odonata.detect.predictor import load
+from odonata.errors import RecipeError
 
 RECORD = Record("fcos")
 
@@ -89,3 +93,50 @@ def test_the_first_loss_of_every_class_is_that_of_a_rare_object(model):
     with torch.no_grad():
         out = small().eval().forward_head(torch.zeros(1, 3, 64, 64))
     assert out.classes[0].sigmoid().mean().item() == pytest.approx(0.01, rel=0.1)
+
+
+@pytest.mark.shows("fcos", "trains")
+@pytest.mark.slow
+def test_eight_pictures_are_learned_by_heart():
+    from detect.overfitting import recall_after
+
+    config = FCOSConfig(framing=Framing(size=128, max_size=128), fpn=FPNConfig(48), tower_depth=1)
+    assert recall_after(config, 120, rate=5e-3) > 0.9
+
+
+def test_what_a_crowd_covers_teaches_nothing(model):
+    config = FCOSConfig(framing=Framing(size=64, max_size=128), fpn=FPNConfig(16), tower_depth=1)
+    torch.manual_seed(0)
+    detector = FCOS(config, 3)
+    image = torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8)
+    boxes, labels = torch.tensor([[0.0, 0, 64, 64]]), torch.tensor([1])
+    empty = to_batch([Item(image)], 32)
+    crowd = to_batch([Item(image, boxes, labels, ignore=torch.tensor([True]))], 32)
+    assert detector.loss(crowd)["class"].item() == 0.0
+    assert detector.loss(crowd)["positives"].item() == 1.0  # the least that a sum is divided by
+    assert detector.loss(empty)["class"].item() > 0
+
+
+def test_the_batchs_order_does_not_matter(model):
+    batch = batch_of(model)
+    with torch.no_grad():
+        straight = model.detector.predict(batch)
+        turned = model.detector.predict(
+            replace(batch, images=batch.images.flip(0), sizes=batch.sizes.flip(0), boxes=batch.boxes[::-1])
+        )
+    for one, other in zip(straight, turned[::-1], strict=True):
+        assert torch.allclose(one.boxes, other.boxes, atol=1e-3)
+
+
+@pytest.mark.shows("fcos", "manners")
+def test_unknown_presets_and_towers_are_named():
+    with pytest.raises(RecipeError, match="--preset 'v3' is unknown; there are v1"):
+        with_preset(FCOSConfig(preset="v3"))
+    with pytest.raises(RecipeError, match="did you mean"):
+        FCOS(FCOSConfig(backbone="resnet51"), 2)
+
+
+def test_a_preset_fills_in_what_was_not_said_by_hand():
+    config = with_preset(FCOSConfig(preset="v1-r50", score_threshold=0.3, radius=0.5))
+    assert (config.distance, config.centerness_on, config.radius, config.score_threshold) == ("exp", "class", 0.5, 0.3)
+    assert config.backbone.startswith("resnet50")

@@ -32,6 +32,10 @@ COMMANDS = {
     ),
     "filter": ("odonata.app.commands.filter:filter_pairs", "keep the best part of a set of pairs (DFN)"),
     "check-data": ("odonata.app.commands.check_data:check_data", "what is wrong with a data set, before training"),
+    "convert-data": (
+        "odonata.app.commands.convert_data:convert_data",
+        "pictures with objects between COCO, VOC and YOLO",
+    ),
     "convert": ("odonata.app.commands.convert:convert", "weights between published layouts and ours"),
     "export": ("odonata.app.commands.export:export", "a detector or segmenter as an ONNX file, checked"),
     "claim": ("odonata.app.commands.claim:claim", "the papers' claims as experiments: list, run, report"),
@@ -76,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def usage() -> str:
     """Return the help text."""
-    lines = [f"  {name:<11} {summary}" for name, (_, summary) in COMMANDS.items()]
+    lines = [f"  {name:<12} {summary}" for name, (_, summary) in COMMANDS.items()]
     return "\n".join(
         [
             "usage: odonata COMMAND [options]",
