@@ -10,9 +10,15 @@ METHODS = {
         claims=(),
     ),
     "faster-rcnn": Card(
-        "Regions are proposed, pooled and told apart, with a pyramid or with one map; --preset vgg16 for the first paper's.",
+        "Regions are proposed, pooled and told apart, on a pyramid or on one map; --preset vgg16 for the first paper's.",
         "Ren et al. 2015, arXiv:1506.01497; Lin et al. 2017, arXiv:1612.03144",
         "odonata.detect.recipes:faster_rcnn",
+        claims=(),
+    ),
+    "tridentnet": Card(
+        "Three branches with one set of weights and dilations 1, 2 and 3, each for objects of its size; or --fast.",
+        "Li et al. 2019, arXiv:1901.01892",
+        "odonata.detect.recipes:tridentnet",
         claims=(),
     ),
     "retinanet": Card(

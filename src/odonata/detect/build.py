@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from odonata.backbones.darknet_network import DarknetNetwork
 from odonata.data.loader import Batches, Shuffled
 from odonata.data.object_batches import ObjectData, ObjectDataset, collate_objects, train_and_heldout_objects
 from odonata.data.objects import Category, ObjectSource
@@ -21,6 +22,8 @@ from odonata.detect.scale_policy import INFINITE, resolved_policy, training_pipe
 from odonata.engine.recipe import Recipe
 from odonata.engine.task import Task
 from odonata.errors import DataError, RecipeError, WeightsError
+from odonata.weights.darknet import is_darknet
+from odonata.weights.read import read_state
 
 
 def build(recipe: Recipe, folder: Path | None = None) -> Task:
@@ -159,6 +162,9 @@ def start_from(method: Detector, config: DetectorOptions, categories: tuple[Cate
         loaded = load(path, name, torch.device("cpu"))
         same = [c.name for c in loaded.assets.categories] == [c.name for c in categories]
         return _fill(method, loaded.detector.state_dict(), str(path), same)
+    if isinstance(method.tower, DarknetNetwork) and is_darknet(path):
+        # A part of a network, such as darknet53.conv.74: its layers have the numbers of the cfg's.
+        return _fill(method.tower, read_state(path).state, str(path), True)
     from odonata.backbones.pretrained import load_backbone
 
     found = load_backbone(path)

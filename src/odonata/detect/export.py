@@ -71,7 +71,7 @@ class Graph(nn.Module):
                 boxes,
                 by_class,
                 torch.tensor([options.max_detections], dtype=torch.int64),
-                torch.tensor([options.nms_threshold]),
+                torch.tensor([self.detector.dense_nms_threshold]),
                 torch.tensor([self.detector.dense_threshold]),
             ],
             attrs={"center_point_box": 0},
@@ -173,7 +173,7 @@ def metadata(model: DetectorPredictor, raw: bool) -> dict[str, str]:
         "framing": json.dumps(model.framing.to_dict()),
         "outputs": "raw" if raw else "suppressed",
         "score_threshold": str(options.score_threshold),
-        "nms_threshold": str(options.nms_threshold),
+        "nms_threshold": str(model.detector.dense_nms_threshold),
     }
 
 
@@ -213,7 +213,7 @@ def suppressed(boxes: Tensor, scores: Tensor, detector: Detector) -> Tensor:
     for picture in range(len(boxes)):
         for label in range(scores.shape[2]):
             above = (scores[picture, :, label] > detector.dense_threshold).nonzero().squeeze(1)
-            kept = above[nms(boxes[picture, above], scores[picture, above, label], detector.options.nms_threshold)]
+            kept = above[nms(boxes[picture, above], scores[picture, above, label], detector.dense_nms_threshold)]
             kept = kept[: detector.options.max_detections]
             head = boxes.new_tensor([picture, label]).expand(len(kept), 2)
             rows.append(torch.cat([head, scores[picture, kept, label][:, None], boxes[picture, kept]], 1).double())

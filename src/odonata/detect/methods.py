@@ -8,16 +8,18 @@ from odonata.detect.detector import Detector, DetectorOptions
 from odonata.detect.detr import DETR, DETRConfig
 from odonata.detect.faster_rcnn import FasterRCNN, FasterRCNNConfig
 from odonata.detect.fcos import FCOS, FCOSConfig
-from odonata.detect.polarmask import PolarMask, PolarMaskConfig
 from odonata.detect.mtcnn import MTCNN, MTCNNConfig
+from odonata.detect.polarmask import PolarMask, PolarMaskConfig
 from odonata.detect.retinanet import RetinaNet, RetinaNetConfig
 from odonata.detect.ssd import SSD, SSDConfig
+from odonata.detect.tridentnet import TridentNet, TridentNetConfig
 from odonata.detect.yolo import YOLO, YOLOv1Config, YOLOv2Config, YOLOv3Config, YOLOv3SPPConfig
 
 METHOD_OF: dict[type[DetectorOptions], type[Detector]] = {
     FCOSConfig: FCOS,
     MTCNNConfig: MTCNN,
     FasterRCNNConfig: FasterRCNN,
+    TridentNetConfig: TridentNet,
     RetinaNetConfig: RetinaNet,
     SSDConfig: SSD,
     DETRConfig: DETR,
@@ -34,6 +36,7 @@ CONFIG_OF: dict[str, type[DetectorOptions]] = {
     "fcos": FCOSConfig,
     "mtcnn": MTCNNConfig,
     "faster-rcnn": FasterRCNNConfig,
+    "tridentnet": TridentNetConfig,
     "retinanet": RetinaNetConfig,
     "ssd": SSDConfig,
     "detr": DETRConfig,

@@ -156,6 +156,14 @@ def to_bytes(
     return b"".join(parts)
 
 
+def header_in(state: Mapping[str, Tensor]) -> Header:
+    """Returns the header that a state carries as four numbers under `header`, or a new one."""
+    if "header" not in state:
+        return Header()
+    major, minor, revision, seen = (int(number) for number in state["header"].tolist())
+    return Header(major, minor, revision, seen)
+
+
 def write_weights(path: str | Path, cfg: DarknetCfg, state: Mapping[str, Tensor], header: Header = Header()) -> None:
     """Writes a `.weights` file, and the text of its cfg beside it; see `to_bytes`."""
     path = Path(path)

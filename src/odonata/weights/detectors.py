@@ -22,8 +22,20 @@ from odonata.weights.maps import KeyMap, Rule
 from odonata.weights.read import Raw, describe, read_state
 
 _MODULES: dict[str, tuple[str, ...]] = {
-    "detect": ("fcos_torchvision",),
-    "segment": (),
+    "detect": (
+        "fcos_torchvision",
+        "faster_rcnn_torchvision",
+        "retinanet_torchvision",
+        "retinanet_mmdet",
+        "ssd_layouts",
+        "detr_official",
+        "detr_hf",
+        "cornernet_official",
+        "centernet_official",
+        "yolo_darknet",
+        "mtcnn_facenet",
+    ),
+    "segment": ("fcn_torchvision", "pspnet_semseg", "fcn_pytorch_fcn"),
 }
 """Room → modules of this package with a `MODEL`, each asked in turn whether a checkpoint is its own."""
 

@@ -50,7 +50,9 @@ def plan(raw: Raw) -> ModelPlan:
     classes = shape_of(raw.state, "head.classification_head.cls_logits.weight", raw.path)[0]
     config = {**_CONVENTIONS, **fields, "tower_depth": depth}
     note = "points at cells' corners, no learned scales, threshold 0.2 on the score, as torchvision has them"
-    return ModelPlan(config, KeyMap(rules + head_rules(depth)), "torchvision FCOS", classes, table(classes), notes=[note])
+    return ModelPlan(
+        config, KeyMap(rules + head_rules(depth)), "torchvision FCOS", classes, table(classes), notes=[note]
+    )
 
 
 def write(state: Mapping[str, Tensor], config: Any, categories: Sequence[tuple[int | str, str]]) -> Files:

@@ -38,9 +38,12 @@ class Files:
     """What a layout writes: the weights and small text files."""
 
     weights_name: str
+    """Where it holds `{}`, every network has a file: what stands there is a tensor's name up to the first dot."""
     state: dict[str, Tensor]
     texts: Mapping[str, Plain | str] = field(default_factory=dict[str, Plain | str])
     """Written as JSON; a string as it is."""
+    entry: str | None = None
+    """Entry of a PyTorch file that holds the weights; None: they are the whole of it."""
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from odonata.errors import WeightsError
 from odonata.weights import big_vision, darknet, hf_clip, hf_siglip, open_clip, openai_clip
 from odonata.weights.darknet_cfg import parse_cfg
 from odonata.weights.layout import Files, Layout, Plain, ReadOptions
+from odonata.weights.npy_dict import write_npy_dict
 from odonata.weights.read import Raw, read_json, read_state
 
 LAYOUTS: dict[str, Layout] = {
@@ -195,20 +196,38 @@ def write_files(folder: Path, files: Files, tokenizer_files: Mapping[str, Path])
     """Writes weights and texts into a folder, and copies files beside them."""
     # safetensors refuses tensors that share memory, and all formats want plain CPU tensors.
     state = {name: value.detach().cpu().contiguous().clone() for name, value in files.state.items()}
-    target = folder / files.weights_name
-    if target.suffix == ".safetensors":
-        safetensors.torch.save_file(state, target, metadata={"format": "pt"})
-    elif target.suffix == ".npz":
-        _write_npz(target, state)
-    elif target.suffix == ".weights":
-        target.write_bytes(darknet.to_bytes(parse_cfg(str(files.texts[f"{target.stem}.cfg"])), state))
-    else:
-        torch.save(state, target)
+    for name, part in _divided(files.weights_name, state):
+        _write_weights(folder / name, part, files)
     for name, content in files.texts.items():
         text = content if isinstance(content, str) else json.dumps(content, indent=2) + os.linesep
         (folder / name).write_text(text, encoding="utf-8")
     for name, source in tokenizer_files.items():
         shutil.copyfile(source, folder / Path(name).name)
+
+
+def _divided(name: str, state: dict[str, Tensor]) -> list[tuple[str, dict[str, Tensor]]]:
+    """The names of the files and what each holds: all of it, or one network."""
+    if "{}" not in name:
+        return [(name, state)]
+    parts: dict[str, dict[str, Tensor]] = {}
+    for key, value in state.items():
+        net, _, rest = key.partition(".")
+        parts.setdefault(net, {})[rest] = value
+    return [(name.format(net), part) for net, part in parts.items()]
+
+
+def _write_weights(target: Path, state: dict[str, Tensor], files: Files) -> None:
+    if target.suffix == ".safetensors":
+        safetensors.torch.save_file(state, target, metadata={"format": "pt"})
+    elif target.suffix == ".npz":
+        _write_npz(target, state)
+    elif target.suffix == ".npy":
+        write_npy_dict(target, state)
+    elif target.suffix == ".weights":
+        cfg = parse_cfg(str(files.texts[f"{target.stem}.cfg"]))
+        target.write_bytes(darknet.to_bytes(cfg, state, darknet.header_in(state)))
+    else:
+        torch.save(state if files.entry is None else {files.entry: state}, target)
 
 
 def _write_npz(target: Path, state: Mapping[str, Tensor]) -> None:

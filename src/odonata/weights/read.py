@@ -22,8 +22,9 @@ from odonata.errors import WeightsError
 from odonata.weights.darknet import cfg_beside, is_darknet, read_weights
 from odonata.weights.darknet_cfg import read_cfg
 from odonata.weights.nested import choose_entry
+from odonata.weights.npy_dict import read_npy_dict
 
-_TORCH_SUFFIXES = (".pt", ".pth", ".th", ".bin", ".ckpt")
+_TORCH_SUFFIXES = (".pt", ".pth", ".th", ".bin", ".ckpt", ".pkl")
 # The weights of a folder, in the order in which they are looked for.
 _WEIGHT_FILES = (
     "open_clip_model.safetensors",
@@ -33,6 +34,8 @@ _WEIGHT_FILES = (
     "pytorch_model.bin.index.json",
     "pytorch_model.bin",
 )
+# Several networks of one model, a file each: their tensors are read together, the file's name before theirs.
+_FILES_OF_NETS = (("pnet.pt", "rnet.pt", "onet.pt"), ("det1.npy", "det2.npy", "det3.npy"))
 _CONFIG_FILES = ("open_clip_config.json", "config.json")
 
 
@@ -51,7 +54,7 @@ class Raw:
     files: list[Path] = field(default_factory=list[Path])
     """All files that were read."""
     kind: str = "torch"
-    """`safetensors`, `torch`, `torchscript`, `npz` or `darknet`."""
+    """`safetensors`, `torch`, `torchscript`, `npz`, `npy` or `darknet`."""
     notes: list[str] = field(default_factory=list[str])
     """What was unwrapped or stripped on the way."""
     entry: str | None = None
@@ -66,8 +69,9 @@ def read_state(path: str | Path, *, allow_torchscript: bool = False, part: str |
     """Reads a checkpoint file or folder.
 
     Args:
-        path: `.safetensors`, `.pt`, `.pth`, `.bin`, `.ckpt` or `.npz`; darknet's `.weights`, its cfg beside it; or a
-            folder with weights and a configuration as transformers, open_clip or Odonata write it, sharded or not.
+        path: `.safetensors`, `.pt`, `.pth`, `.bin`, `.ckpt`, `.pkl` or `.npz`; darknet's `.weights`, its cfg beside it; or a
+            folder with weights and a configuration as transformers, open_clip or Odonata write it, sharded or not, or
+            with the three networks of MTCNN.
         allow_torchscript: read TorchScript archives (OpenAI's CLIP files). Their code is loaded, so trust the source.
         part: which entry of a training checkpoint, such as `teacher`; the usual one if there is none of this name.
 
@@ -80,6 +84,8 @@ def read_state(path: str | Path, *, allow_torchscript: bool = False, part: str |
     path = Path(path)
     if not path.exists():
         raise WeightsError(f"{path} does not exist")
+    if path.is_dir() and (names := _nets_in(path)):
+        return _read_nets(path, names, part)
     folder = path if path.is_dir() else path.parent
     weights = _find_weights(path) if path.is_dir() else path
     raw = Raw(path, {}, files=[weights])
@@ -106,6 +112,25 @@ def _find_weights(folder: Path) -> Path:
         if (folder / name).is_file():
             return folder / name
     raise WeightsError(f"{folder} holds no weights: looked for {', '.join(_WEIGHT_FILES)}")
+
+
+def _nets_in(folder: Path) -> tuple[str, ...]:
+    """The files of a model that lies as one network a file; nothing if the folder holds none of them."""
+    for names in _FILES_OF_NETS:
+        lacking = [name for name in names if not (folder / name).is_file()]
+        if not lacking:
+            return names
+        if len(lacking) < len(names):
+            raise WeightsError(f"{folder} lacks {', '.join(lacking)}: the model's networks are {', '.join(names)}")
+    return ()
+
+
+def _read_nets(folder: Path, names: tuple[str, ...], part: str | None) -> Raw:
+    raw = Raw(folder, {}, files=[folder / name for name in names])
+    for file in raw.files:
+        state, raw.kind = _read_file(file, False, raw, part)
+        raw.state |= {f"{file.stem}.{name}": value for name, value in state.items()}
+    return raw
 
 
 def _read_config(raw: Raw, folder: Path, weights: Path) -> None:
@@ -166,20 +191,25 @@ def _read_file(file: Path, allow_torchscript: bool, raw: Raw, part: str | None =
         return _read_safetensors(file), "safetensors"
     if suffix == ".npz":
         return _read_npz(file), "npz"
+    if suffix == ".npy":
+        return read_npy_dict(file), "npy"
     if suffix in _TORCH_SUFFIXES or file.name.lower().endswith(".pth.tar"):  # MoCo, SwAV: no archive in spite of it
         if is_torchscript(file):
             return _read_torchscript(file, allow_torchscript), "torchscript"
         return _read_pickle(file, raw, part), "torch"
-    known = ", ".join((".safetensors", ".npz", ".weights", *_TORCH_SUFFIXES))
+    known = ", ".join((".safetensors", ".npz", ".npy", ".weights", *_TORCH_SUFFIXES))
     raise WeightsError(f"{file}: files of type {suffix or '(none)'} are not known; known are {known}")
 
 
 def _read_darknet(file: Path, raw: Raw) -> dict[str, Tensor]:
     cfg, layers = cfg_beside(file)
     parsed = read_cfg(cfg)
-    raw.config, raw.config_name = {"model_type": "darknet", "cfg": parsed.text, "layers": layers}, cfg.name
+    read = read_weights(file, parsed, layers)
+    header = [read.header.major, read.header.minor, read.header.revision, read.header.seen]
+    raw.config = {"model_type": "darknet", "cfg": parsed.text, "layers": layers, "header": header}
+    raw.config_name = cfg.name
     raw.files.append(cfg)
-    return read_weights(file, parsed, layers).state
+    return read.state
 
 
 def _read_safetensors(file: Path) -> dict[str, Tensor]:
