@@ -66,6 +66,12 @@ def test_torchvisions_file_comes_back_bit_equal(model, tmp_path: Path):
     assert again.assets.config.threshold_on == "score"
 
 
+def test_a_call_may_have_a_threshold_of_its_own(model):
+    many = model.predict(torch.randint(0, 256, (3, 100, 120), dtype=torch.uint8), score=0.0)
+    few = model.predict(torch.randint(0, 256, (3, 100, 120), dtype=torch.uint8), score=1.0)
+    assert len(many) == 100 and len(few) == 0
+
+
 def test_centerness_is_one_in_the_middle_and_zero_at_an_edge():
     sides = torch.tensor([[5.0, 5, 5, 5], [0.0, 5, 10, 5], [1.0, 4, 4, 4]])
     assert centerness_of(sides).tolist() == pytest.approx([1.0, 0.0, 0.5])

@@ -165,6 +165,11 @@ CLAIMS = {
         "On the same pyramid, ignoring objects outside each size's range beats counting all of them.",
         "odonata.claims.detect_scale:SNIP",
     ),
+    "trident-ranges": ClaimCard(
+        "detect",
+        "Three branches with ranges of their own detect better than the same branches for all objects.",
+        "odonata.claims.detect_trident:CLAIM",
+    ),
     "tiles-small-objects": ClaimCard(
         "detect",
         "With unchanged weights, windows of a large picture find more than the picture scaled down.",
@@ -194,6 +199,16 @@ CLAIMS = {
         "detect",
         "More rays, and the mass centre, raise the best mask that PolarMask can draw.",
         "odonata.claims.detect_polar:CLAIM",
+    ),
+    "pspnet-context": ClaimCard(
+        "segment",
+        "Pyramid pooling segments better than none where the scene decides what small things are called.",
+        "odonata.claims.segment_context:CLAIM",
+    ),
+    "fcn-stride-ceiling": ClaimCard(
+        "segment",
+        "The best map of a network of stride 32 is worse than that of stride 16, and this than that of 8.",
+        "odonata.claims.segment_stride:CLAIM",
     ),
     "distillation-losses": ClaimCard(
         "distill",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from odonata.data.framing import Framing
 from odonata.data.object_batches import ObjectBatch
 from odonata.data.objects import ObjectSource
 from odonata.engine.method import Method
+from odonata.engine.presets import with_preset as with_preset
 from odonata.errors import RecipeError
 from odonata.ops.nms import batched_nms, nms
 
@@ -83,25 +83,6 @@ class DetectorOptions:
     def fitted(self, train: ObjectSource) -> DetectorOptions:
         """These options with what a method takes from its training set filled in, such as anchors; here nothing."""
         return self
-
-
-def with_preset(config: Any) -> Any:
-    """The options with those of their preset filled in; fields that were changed by hand stay as they are.
-
-    Raises:
-        RecipeError: there is no such preset.
-    """
-    if not config.preset:
-        return config
-    if config.preset not in config.presets:
-        raise RecipeError(f"--preset {config.preset!r} is unknown; there are {', '.join(config.presets) or 'none'}")
-    untouched = type(config)()
-    filled = {
-        name: value
-        for name, value in config.presets[config.preset].items()
-        if getattr(config, name) == getattr(untouched, name)
-    }
-    return dataclasses.replace(config, **filled, preset="")
 
 
 class Detector(Method):

@@ -52,6 +52,9 @@ class Evaluator:
         found = detections_of(DetectorPredictor(method, self.assets, device), chosen, self.options.batch_size)
         names = [category.name for category in self.assets.categories]
         figures = coco_figures(truths(chosen), founds(found), names).flat()
+        if method.needs_masks:
+            masks = coco_figures(truths(chosen, True), founds(found, True), names, kind="masks").flat()
+            figures |= {f"mask_{name}": value for name, value in masks.items()}
         return {name: value for name, value in figures.items() if not math.isnan(value)}
 
 

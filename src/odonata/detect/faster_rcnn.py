@@ -85,7 +85,12 @@ class FasterRCNNConfig(DetectorOptions):
             "rpn": replace(_LATER_RPN, normalizer="fixed"),
             "roi": _LATER_ROI,
         },
-        "mmdet-r50": {**_COCO, "rpn": _LATER_RPN, "roi": _LATER_ROI},
+        "mmdet-r50": {
+            **_COCO,
+            "framing": replace(_COCO["framing"], rounding="nearest"),
+            "rpn": _LATER_RPN,
+            "roi": _LATER_ROI,
+        },
         "vgg16": {
             "backbone": "vgg16",
             "pyramid": False,

@@ -217,7 +217,8 @@ class FCOS(Detector):
             scores = [(gate * centre).sqrt() for gate, centre in zip(gates, centres, strict=True)]
             boxes = [decode_distances(d[number].float(), p) for p, d in zip(out.points, out.distances, strict=True)]
             size = batch.sizes[number]
-            answers.append(choose(scores, boxes, size, config, gates if config.threshold_on == "class" else None))
+            gated = gates if config.threshold_on == "class" else None
+            answers.append(choose(scores, boxes, size, self.options, gated))
         return answers
 
     def dense(
@@ -232,7 +233,7 @@ class FCOS(Detector):
         gates, centres = torch.cat(out.classes, 1).sigmoid(), torch.cat(out.centerness, 1).sigmoid()
         scores = (gates * centres).sqrt()
         if self.config.threshold_on == "class":
-            scores = scores * (gates > self.config.score_threshold)
+            scores = scores * (gates > self.options.score_threshold)
         return torch.cat(boxes, 1), scores
 
     @property

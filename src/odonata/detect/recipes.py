@@ -50,7 +50,7 @@ def detr() -> Recipe:
 
 
 def retinanet() -> Recipe:
-    """RetinaNet at laptop size. The paper: SGD 0.01 for 16 pictures, decay 1e-4, 90,000 steps, falls at 60,000 and 80,000."""
+    """RetinaNet at laptop size. The paper: SGD 0.01 for 16, decay 1e-4, 90,000 steps, falls at 60,000 and 80,000."""
     return Recipe(
         name="retinanet",
         method=RetinaNetConfig(),
@@ -64,8 +64,8 @@ def retinanet() -> Recipe:
 
 
 def ssd() -> Recipe:
-    """SSD at laptop size. The paper: SGD 1e-3 for 32 pictures, decay 5e-4, 120,000 steps on VOC, falls at 80,000 and 100,000,
-    and `--data.augment ssd`."""
+    """SSD at laptop size. The paper: SGD 1e-3 for 32 pictures, decay 5e-4, 120,000 steps on VOC, falls at 80,000 and
+    100,000, and `--data.augment ssd`."""
     return Recipe(
         name="ssd",
         method=SSDConfig(),

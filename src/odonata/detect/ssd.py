@@ -51,7 +51,8 @@ from odonata.ops.boxes import iou_matrix
 from odonata.ops.matching import BETWEEN, match_ssd
 from odonata.ops.sampling import hard_negatives
 
-CAFFE_MEAN = (123 / 255, 117 / 255, 104 / 255)
+CAFFE_MEAN = (0.48235, 0.45882, 0.40784)
+"""123, 117 and 104 of 255, as torchvision writes them."""
 CAFFE_STD = (1 / 255, 1 / 255, 1 / 255)
 
 Extra = tuple[int, int, int, int, int]
@@ -104,7 +105,6 @@ class SSDConfig(DetectorOptions):
             **_AT_300,
             "scales": SCALES_COCO_300,
             "clip_boxes": "sizes",
-            "framing": Framing("squash", size=300, divisor=1, mean=(0.48235, 0.45882, 0.40784), std=CAFFE_STD),
         },
     }
 

@@ -126,5 +126,7 @@ def top_peaks(
     _, _, height, width = heatmaps.shape
     flat = heatmaps.flatten(1)
     scores, index = flat.topk(min(count, flat.shape[1]), dim=1)
-    cells = index % (height * width)
-    return scores, index // (height * width), torch.stack([cells % width, cells // width], 2)
+    labels = index // (height * width)
+    cells = index - labels * (height * width)  # not %: ONNX takes no remainder by a size that varies
+    y = cells // width
+    return scores, labels, torch.stack([cells - y * width, y], 2)

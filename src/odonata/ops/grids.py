@@ -27,7 +27,8 @@ def points(
     down, right = (stride, stride) if isinstance(stride, int) else stride
     y = (torch.arange(height, device=device, dtype=torch.float32) + offset) * down
     x = (torch.arange(width, device=device, dtype=torch.float32) + offset) * right
-    return torch.stack([x.repeat(height), y.repeat_interleave(width)], 1)
+    # Sums in place of repeats: they stay right where the sides are symbols (export).
+    return torch.stack([x[None, :] + 0 * y[:, None], 0 * x[None, :] + y[:, None]], -1).flatten(0, 1)
 
 
 def base_anchors(

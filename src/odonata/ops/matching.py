@@ -109,6 +109,7 @@ def centre_sampling(
     ranges: Float[Tensor, "points 2"],
     boxes: Float[Tensor, "objects 4"],
     radius: float | None = 1.5,
+    centres: Float[Tensor, "objects 2"] | None = None,
 ) -> tuple[Int64[Tensor, "points"], Float[Tensor, "points 4"]]:
     """Give every point the smallest object that it stands in (the middle of) and whose size belongs to its level.
 
@@ -119,6 +120,7 @@ def centre_sampling(
         boxes: xyxy in pixels.
         radius: a point must be nearer than `radius · stride` to the centre of the box along both axes, and inside the
             box; None asks for the latter only (the first version of FCOS).
+        centres: (x, y) of each object to be near to; the middles of the boxes where None.
 
     Returns:
         For every point the index of its object or -1, and the distances to its left, top, right and bottom sides
@@ -130,11 +132,12 @@ def centre_sampling(
         none = torch.full((len(points),), BACKGROUND, dtype=torch.int64, device=points.device)
         return none, points.new_zeros(len(points), 4)
     order = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).argsort(stable=True)
+    centres = ((boxes[:, :2] + boxes[:, 2:]) / 2 if centres is None else centres)[order]
     boxes = boxes[order]
     sides = torch.cat([points[:, None] - boxes[None, :, :2], boxes[None, :, 2:] - points[:, None]], 2)
     allowed = sides.amin(2) > 0
     if radius is not None:
-        away = (points[:, None] - (boxes[:, :2] + boxes[:, 2:]) / 2).abs().amax(2)
+        away = (points[:, None] - centres).abs().amax(2)
         allowed &= away < radius * strides[:, None]
     farthest = sides.amax(2)
     allowed &= (farthest >= ranges[:, :1]) & (farthest <= ranges[:, 1:])

@@ -25,6 +25,7 @@ _MODULES: dict[str, tuple[str, ...]] = {
     "detect": (
         "fcos_torchvision",
         "faster_rcnn_torchvision",
+        "faster_rcnn_mmdet",
         "retinanet_torchvision",
         "retinanet_mmdet",
         "ssd_layouts",

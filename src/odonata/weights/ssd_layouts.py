@@ -38,7 +38,8 @@ _CONVOLUTIONS = {0: (0, 2), 1: (5, 7), 2: (10, 12, 14), 3: (17, 19, 21), 4: (24,
 """Stage → numbers of its convolutions among VGG16's layers."""
 _EXTRAS_300 = [[256, 512, 3, 2, 1], [128, 256, 3, 2, 1], [128, 256, 3, 1, 0], [128, 256, 3, 1, 0]]
 _EXTRAS_512 = [[256, 512, 3, 2, 1], *[[128, 256, 3, 2, 1]] * 3, [128, 256, 4, 1, 1]]
-_STD = [1 / 255] * 3
+_MEAN, _STD = [0.48235, 0.45882, 0.40784], [1 / 255] * 3
+"""123, 117 and 104 of 255, as torchvision writes them."""
 _VGG: Plain = {"backbone": "vgg16-ssd", "layers": [6, 11], "extra_norm": "none", "l2_scale": 20.0}
 _SCALES = {
     (300, "voc"): [0.1, 0.2, 0.37, 0.54, 0.71, 0.88, 1.05],
@@ -49,10 +50,10 @@ _SCALES = {
 _STEPS = {300: [8, 16, 32, 64, 100, 300], 512: [8, 16, 32, 64, 128, 256, 512]}
 
 
-def _at(size: int, extras: list[list[int]], mean: list[float]) -> Plain:
+def _at(size: int, extras: list[list[int]]) -> Plain:
     """Fields of the network for pictures of this size."""
     middle = len(extras) - 1
-    framing = {"resize": "squash", "size": size, "divisor": 1, "mean": mean, "std": _STD}
+    framing = {"resize": "squash", "size": size, "divisor": 1, "mean": _MEAN, "std": _STD}
     ratios = [[2.0], *[[2.0, 3.0]] * middle, [2.0], [2.0]]
     return {**_VGG, "extras": extras, "ratios": ratios, "box_steps": _STEPS[size], "framing": framing}
 
@@ -90,7 +91,11 @@ def plan_torchvision(raw: Raw) -> ModelPlan:
     levels = depth_of(raw.state, "head.classification_head.module_list.")
     require(levels == 6, f"{raw.path}: {levels} levels; torchvision's ssd300_vgg16 has 6")
     outputs = _outputs(raw, *(f"head.{h}_head.module_list.0.weight" for h in ("classification", "regression")))
-    config = {**_at(300, _EXTRAS_300, [0.48235, 0.45882, 0.40784]), "scales": _SCALES[300, "coco"], "clip_boxes": "sizes"}
+    config = {
+        **_at(300, _EXTRAS_300),
+        "scales": _SCALES[300, "coco"],
+        "clip_boxes": "sizes",
+    }
     table = COCO_91[1:] if outputs == len(COCO_91) else None
     note = "output 0 is the background; default boxes cut in width and height, as torchvision has them"
     return ModelPlan(config, KeyMap(torchvision_rules(4)), "torchvision SSD300", outputs - 1, table, notes=[note])
@@ -130,7 +135,11 @@ def plan_pytorch(raw: Raw) -> ModelPlan:
     outputs = _outputs(raw, "conf.0.weight", "loc.0.weight")
     kind = "coco" if outputs == 81 else "voc"
     size, layers = (300, _EXTRAS_300) if extras == 4 else (512, _EXTRAS_512)
-    config = {**_at(size, layers, [123 / 255, 117 / 255, 104 / 255]), "scales": _SCALES[size, kind], "clip_boxes": "all"}
+    config = {
+        **_at(size, layers),
+        "scales": _SCALES[size, kind],
+        "clip_boxes": "all",
+    }
     notes = [f"default boxes of {kind.upper()} at {size} px, all cut to the picture, as ssd.pytorch has them"]
     if outputs not in (21, 81):
         notes.append("neither VOC's nor COCO's number of classes: VOC's default boxes are taken; --scales sets others")
