@@ -21,7 +21,9 @@ held=$(mktemp)
 "$peers" -m pip install --quiet --constraint "$held" \
     open_clip_torch==3.3.0 timm==1.0.31 "transformers>=5.20,<6" safetensors
 "$peers" -m pip install --quiet --no-deps lightly==1.6.0  # its losses and heads need none of its dependencies
+"$peers" -m pip install --quiet requests tqdm  # what facenet-pytorch imports; it asks for an older torch than it needs
+"$peers" -m pip install --quiet --no-deps facenet-pytorch==2.6.0
 rm -f "$held"
 
 "$peers" benchmarks/torchvision_on_cpu.py
-"$peers" -m pip list 2>/dev/null | grep -Ei '^(torch|torchvision|open_clip_torch|timm|lightly|transformers) '
+"$peers" -m pip list 2>/dev/null | grep -Ei '^(torch|torchvision|open_clip_torch|timm|lightly|transformers|facenet-pytorch) '

@@ -164,7 +164,8 @@ def variations(node):
         value = getattr(node, field.name)
         if dataclasses.is_dataclass(value):
             for changed in variations(value):
-                yield dataclasses.replace(node, **{field.name: changed})
+                with contextlib.suppress(RecipeError):
+                    yield dataclasses.replace(node, **{field.name: changed})
         elif field.name != "name":
             for changed in other_values(value, hints[field.name]):
                 # A configuration that refuses impossible values itself has them refused, wherever they come from.

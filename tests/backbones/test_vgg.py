@@ -158,3 +158,10 @@ def test_small_has_a_classifier_on_the_mean_and_recomputes_to_the_same_gradient(
         F.cross_entropy(tower(x), torch.tensor([0, 2])).backward()
         norms.append([float(p.grad.norm()) for p in tower.parameters()])
     assert norms[0] == pytest.approx(norms[1], rel=1e-6)
+
+
+def test_an_option_of_a_name_may_be_a_list():
+    config = create("vgg-small:ceil_pools=[1,2],widths=[4,8,8,8,8],norm=group").config
+    assert (config.ceil_pools, config.widths, config.norm) == ((1, 2), (4, 8, 8, 8, 8), "group")
+    with pytest.raises(RecipeError, match="wants the form name=value"):
+        create("vgg-small:ceil_pools")

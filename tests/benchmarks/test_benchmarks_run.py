@@ -65,6 +65,7 @@ def test_what_a_gpu_is_measured_by_runs_without_one():
         ("augmentations.py", "torchvision, tensors"),
         ("nms.py", "torchvision, ms"),
         ("roi_align.py", "torchvision"),
+        ("detr.py", "transformers"),
     ],
 )
 def test_towers_steps_and_views_agree_with_their_peers(name, peer):
@@ -90,3 +91,10 @@ def test_without_peers_a_benchmark_says_how_to_install_them(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "sh benchmarks/peers.sh" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not PEERS.is_file(), reason="the peers are not installed: sh benchmarks/peers.sh")
+def test_faces_agree_with_facenet_pytorch_and_the_table_is_printed(shared_data):
+    table = printed("mtcnn.py", "--pictures", str(shared_data / "image-text/coco-mini/val2017"), "--count", "1")
+    assert "facenet-pytorch 2" in table and "all" in table

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,6 +38,7 @@ ALL = 10**6
 class Recorded(Record):
     """A recording of `make_faster_rcnn.py`."""
 
+    @functools.cache  # noqa: B019 - three of them, made once
     def state(self) -> dict[str, torch.Tensor]:
         return {key: outspoken(key, tuple(shape)) for key, shape in self.plain("shapes").items()}
 

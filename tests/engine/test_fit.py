@@ -112,6 +112,8 @@ def test_the_average_of_weights_is_the_recurrence():
         (Schedule("cosine", warmup=0), lambda t: 0.5 * (1 + math.cos(math.pi * t / 100))),
         (Schedule("cosine", warmup=0, final=0.1), lambda t: 0.1 + 0.45 * (1 + math.cos(math.pi * t / 100))),
         (Schedule("linear", warmup=0), lambda t: 1 - t / 100),
+        (Schedule("poly", warmup=0), lambda t: (1 - t / 100) ** 0.9),
+        (Schedule("poly", warmup=0, power=2.0, final=0.1), lambda t: 0.1 + 0.9 * (1 - t / 100) ** 2),
         (Schedule("constant", warmup=0), lambda t: 1.0),
         (Schedule("constant", warmup=0, cooldown=0.2), lambda t: min(1.0, (100 - t) / 20)),
         (Schedule("rsqrt", warmup=0), lambda t: (t + 1) ** -0.5),

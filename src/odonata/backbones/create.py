@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib
+import re
 from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
@@ -31,7 +32,7 @@ def family_of(name: str) -> str:
 
 
 def variant(name: str) -> Any:
-    """Returns the configuration of a variant, with options: `resnet18:stem=cifar,zero_init_last=true`.
+    """Returns the configuration of a variant, with options: `resnet18:stem=cifar,widths=[16,32,64,128]`.
 
     Raises:
         RecipeError: no such tower or option.
@@ -39,11 +40,12 @@ def variant(name: str) -> Any:
     name, _, options = name.partition(":")
     config = _module(family_of(name)).VARIANTS[name]
     changes: dict[str, Any] = {}
-    for option in filter(None, options.split(",")):
+    for option in filter(None, re.split(r",(?![^\[]*\])", options)):
         key, equals, value = option.partition("=")
         if not equals:
             raise RecipeError(f"backbone {name}: option {option!r} wants the form name=value")
-        changes[key] = yaml.safe_load(value)
+        parsed = yaml.safe_load(value)
+        changes[key] = tuple(parsed) if isinstance(parsed, list) else parsed
     return _changed(name, config, changes)
 
 

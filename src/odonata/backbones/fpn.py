@@ -41,6 +41,8 @@ class FPNConfig:
     """Normalisation after each lateral and output convolution."""
     top_down: bool = True
     """Whether each level hears of the one above."""
+    rectified_p6: bool = True
+    """Whether P7 is made of the rectified P6; mmdet's RetinaNets make it of P6 as it is."""
 
     @property
     def extra_levels(self) -> int:
@@ -99,7 +101,7 @@ class FPN(nn.Module):
         if self.config.extra == "pool":
             return [p5[:, :, ::2, ::2]]
         p6 = self.p6(c5 if self.config.extra == "p6p7-c5" else p5)
-        return [p6, self.p7(F.relu(p6))]
+        return [p6, self.p7(F.relu(p6) if self.config.rectified_p6 else p6)]
 
 
 class _ConvNorm(nn.Module):

@@ -123,11 +123,6 @@ class Detector(Method):
         """What a score of `dense` must be above to count."""
         return self.options.score_threshold
 
-    @property
-    def dense_nms_threshold(self) -> float:
-        """Overlap above which the less sure of two boxes of `dense` is dropped; 1 where none is."""
-        return self.options.nms_threshold
-
     def pixels(self, batch: ObjectBatch) -> Float[Tensor, "batch 3 height width"]:
         """The batch as the network expects it."""
         return channels_last(self.options.framing.normalize(batch.images, batch.sizes))

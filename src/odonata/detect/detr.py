@@ -156,6 +156,8 @@ class DETR(Detector):
         RecipeError: the tower has no maps, or no such stage.
     """
 
+    suppresses: ClassVar[bool] = False
+
     def __init__(self, config: DETRConfig, num_classes: int) -> None:
         super().__init__(config, num_classes)
         self.config = config
@@ -243,11 +245,6 @@ class DETR(Detector):
             answers.append(found(chosen, scores[number][order], labels[number][order], size))
         return answers
 
-    @property
-    def dense_nms_threshold(self) -> float:
-        """See `Detector.dense_nms_threshold`."""
-        return 1.0
-
     def dense(
         self, images: Float[Tensor, "batch 3 height width"]
     ) -> tuple[Float[Tensor, "batch queries 4"], Float[Tensor, "batch queries classes"]]:
@@ -257,7 +254,9 @@ class DETR(Detector):
         """
         out = self.forward_head(images)
         height, width = images.shape[-2:]
-        boxes = cxcywh_to_xyxy(out.boxes[-1]) * out.boxes.new_tensor([width, height, width, height])
+        shares = cxcywh_to_xyxy(out.boxes[-1])
+        # Not by a tensor of the sides: an export would keep those of its example.
+        boxes = torch.stack([shares[..., 0::2] * width, shares[..., 1::2] * height], -1).flatten(-2)
         scores, labels = best_class(out.logits[-1])
         return boxes, F.one_hot(labels, self.num_classes) * scores[..., None]
 

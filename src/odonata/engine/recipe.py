@@ -92,12 +92,14 @@ class LARS:
 class Schedule:
     """The learning rate over the run, as a pure function of the step: a resumed run needs no state for it."""
 
-    kind: Literal["cosine", "linear", "constant", "rsqrt", "steps"] = "cosine"
+    kind: Literal["cosine", "linear", "poly", "constant", "rsqrt", "steps"] = "cosine"
     """Shape after the warm-up."""
     warmup: float = 0.05
     """Warm-up: a share of all steps if below 1, else a number of steps."""
     final: float = 0.0
-    """Where cosine and linear end, as a share of the peak."""
+    """Where cosine, linear and poly end, as a share of the peak."""
+    power: float = 0.9
+    """For `poly`: the factor is what is left of the run to this power (Caffe's; DeepLab and PSPNet take 0.9)."""
     cooldown: float = 0.0
     """Linear descent to `final` at the end (for constant and rsqrt): a share of all steps if below 1, else steps."""
     milestones: tuple[float, ...] = ()
@@ -116,6 +118,8 @@ class Schedule:
                 return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * share))
             case "linear":
                 return self.final + (1 - self.final) * (1 - share)
+            case "poly":
+                return self.final + (1 - self.final) * (1 - share) ** self.power
             case "steps":
                 return self.gamma ** sum(step >= milestone * steps for milestone in self.milestones)
             case "constant":

@@ -71,6 +71,7 @@ class Attention(nn.Module):
         mask: Bool[Tensor, "batch keys"] | Tensor | None = None,
         is_causal: bool = False,
         rotation: Rotation | None = None,
+        values: Float[Tensor, "batch keys context_dim"] | None = None,
     ) -> Float[Tensor, "batch tokens dim"]:
         """Attends.
 
@@ -81,13 +82,15 @@ class Attention(nn.Module):
                 `[batch, heads, tokens, keys]`.
             is_causal: token i sees keys 0..i only. Not together with `mask`.
             rotation: rotary positions of the tokens of `x`; not together with `context`.
+            values: what the values are made of where it is not what the keys are made of: tokens to whose queries and
+                keys positions were added (DETR).
 
         Returns:
             Tokens of the shape of `x`.
         """
         if is_causal and mask is not None:
             raise ValueError("give either mask or is_causal: merge the causal rule into the mask yourself")
-        q, k, v = self.project(x, context)
+        q, k, v = self.project(x, context, values)
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)
         if mask is not None and mask.ndim == 2:
@@ -95,15 +98,19 @@ class Attention(nn.Module):
         return self.attend(q, k, v, mask, is_causal)
 
     def project(
-        self, x: Float[Tensor, "batch tokens dim"], context: Float[Tensor, "batch keys context_dim"] | None = None
+        self,
+        x: Float[Tensor, "batch tokens dim"],
+        context: Float[Tensor, "batch keys context_dim"] | None = None,
+        values: Float[Tensor, "batch keys context_dim"] | None = None,
     ) -> tuple[
         Float[Tensor, "batch heads tokens head_dim"],
         Float[Tensor, "batch heads keys head_dim"],
         Float[Tensor, "batch heads keys head_dim"],
     ]:
-        """Returns queries, keys and values of each head."""
+        """Returns queries, keys and values of each head; the arguments are those of `forward`."""
         source = x if context is None else context
-        q, k, v = self._heads(self.q(x)), self._heads(self.k(source)), self._heads(self.v(source))
+        answers = source if values is None else values
+        q, k, v = self._heads(self.q(x)), self._heads(self.k(source)), self._heads(self.v(answers))
         return self.q_norm(q), self.k_norm(k), v
 
     def attend(

@@ -4,12 +4,13 @@ Notable: every code base resizes in its own way, and the difference reaches seve
 conventions stand here by name, so that a converted checkpoint answers as its own code would.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 PositionConvention = Literal[
@@ -95,6 +96,39 @@ def sincos_2d(
     halves = [sincos_1d(dim // 2, x.flatten()), sincos_1d(dim // 2, y.flatten())]
     patches = torch.cat(halves if first == "x" else halves[::-1], 1)
     return torch.cat([torch.zeros(prefix_tokens, dim), patches])
+
+
+def sines_of_mask(
+    inside: Bool[Tensor, "batch rows columns"], dim: int, base: float = 1e4, dtype: torch.dtype = torch.float32
+) -> Float[Tensor, "batch cells dim"]:
+    """Sine-cosine embedding of the cells of padded maps, counted within each picture and scaled to 2π at its far edge.
+
+    Sines and cosines alternate, unlike in `sincos_2d`. A cell's place is the sum of the mask up to it, so that the same
+    place of a picture has the same embedding whatever the picture is padded to.
+
+    Args:
+        inside: True where a cell belongs to the picture.
+        dim: width, divisible by 4: the first half encodes the row, the second the column.
+        base: ratio between the shortest and the longest wavelength.
+        dtype: of the result, and of the computation.
+
+    Returns:
+        Embeddings, row by row.
+
+    Source: Carion et al. 2020 (2005.12872), appendix A.4; facebookresearch/detr `models/position_encoding.py`.
+    """
+    if dim % 4:
+        raise ValueError(f"2-D sine-cosine positions need a width divisible by 4, not {dim}")
+    steps = torch.arange(dim // 2, device=inside.device)
+    wavelengths = base ** (2 * (steps // 2).to(dtype) / (dim // 2))
+    halves: list[Tensor] = []
+    for axis in (1, 2):
+        place = inside.cumsum(axis, dtype=dtype)
+        # A column of nothing but padding has no far edge; 1e-6 is the original's.
+        last = place.narrow(axis, -1, 1)
+        angles = (place / (last + 1e-6) * (2 * math.pi))[..., None] / wavelengths
+        halves.append(torch.stack([angles[..., 0::2].sin(), angles[..., 1::2].cos()], 4).flatten(3))
+    return torch.cat(halves, 3).flatten(1, 2)
 
 
 def resize_positions(

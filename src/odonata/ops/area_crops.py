@@ -2,8 +2,8 @@
 
 Notable: sums over rectangles come from one table of running sums, so that a window costs the same however large it is.
 Values are those of `F.interpolate(…, mode="area")` on the cut window, equal to the last bit for pixels that are whole
-numbers (sums below 2^24; a result of one pixel is divided once there and twice here). On the CPU compiled loops do it (`area_kernels.py`, imported at first use); elsewhere one
-gather for all windows.
+numbers (sums below 2^24; a result of a single pixel is divided once there and twice here). On the CPU compiled loops do
+it (`area_kernels.py`, imported at first use); elsewhere one gather for all windows.
 
 Source: Viola and Jones 2001, sec. 2.1 (the table of running sums).
 """

@@ -9,8 +9,9 @@ deep stem, dilation in every 3 × 3 of the dilated stages, aligned corners, crop
 the rate, a rate that falls by (1 − t)^0.9, windows and the mirrored picture in prediction.
 
 Differences: pictures of any size are taken, padded to 8k + 1 (`odonata.segment.dilated`). Small pictures are padded
-right and below, the original's on all sides. The authors also blur at random; here that is left out. Batch statistics
-are each rank's own: use eight pictures a rank or more, or --norm group. The auxiliary head stays in the weights.
+right and below, the original's on all sides. The authors also blur at random, and let norms and biases decay. Batch
+statistics are each rank's own: use eight pictures a rank or more, or --norm group. The auxiliary head stays in the
+weights.
 """
 
 from __future__ import annotations

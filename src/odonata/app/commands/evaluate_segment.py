@@ -46,8 +46,8 @@ class SegmentArguments:
     """Look at windows of this side, in pixels of the frame (0 = as the model has it)."""
     overlap: float | None = None
     """Share of a window that the next repeats; by default as the model has it."""
-    flip: bool | None = None
-    """Also look at the mirrored pictures; by default as the model has it."""
+    flip: bool = False
+    """Also look at the mirrored pictures, where the model does not by itself."""
     scales: tuple[float, ...] = ()
     """Factors on the pictures that they are looked at with; empty: as the model has them."""
     batch_size: int = 4
@@ -83,7 +83,7 @@ def evaluate_segment(options: SegmentArguments) -> dict[str, Any]:
         "precision": options.precision,
         "tile": options.tile,
         "overlap": options.overlap,
-        "flip": options.flip,
+        "flip": options.flip or None,
         "scales": options.scales,
     }
     matrices = torch.stack(list(confusions(model, samples, source.classes, **ways)))
