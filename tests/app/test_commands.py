@@ -21,7 +21,7 @@ import yaml
 import odonata as library
 from app.conftest import TINY, contents, odonata, refused
 from odonata.app.api import recipe
-from odonata.app.catalog import default_recipe, methods
+from odonata.app.catalog import ROOMS, default_recipe, methods
 from odonata.app.cli import COMMANDS
 from odonata.app.commands.train import parse_recipe
 from odonata.card import MARKS
@@ -70,7 +70,7 @@ def test_list_shows_methods_and_marks():
     assert done.status == 0 and [row.split()[0] for row in rows[1:]] == NAMES, "a row a method, unbroken"
     listed = odonata("list", "--json").json
     assert [row["name"] for row in listed] == NAMES
-    rooms = [row["name"] for room in ("align", "represent", "distill") for row in odonata("list", room, "--json").json]
+    rooms = [row["name"] for room in ROOMS for row in odonata("list", room, "--json").json]
     assert rooms == NAMES
     assert all(set(row["marks"]) == {"trains", "parity", "weights", "claim", "manners"} for row in listed)
     assert "no room 'kitchen'; there are align" in refused("list", "kitchen")
@@ -148,6 +148,10 @@ def other_values(value, hint):
         return ["", "runs/ä ö: 'x' #1 → \"y\"", "null", "1e-3", "no", "- a"]
     if origin is tuple and typing.get_origin(arguments[0]) is typing.Literal:
         return [(), typing.get_args(arguments[0])[:2]]
+    if origin is tuple and arguments[0] is int:
+        return [(), (3, 5)] if Ellipsis in arguments else [tuple(number + 1 for number in value)]
+    if origin is tuple and typing.get_origin(arguments[0]) is tuple:
+        return [(), value[:1] or ((0.0, 9.0), (3.5, 1e8))]
     if origin is tuple:
         return [(0.25,) * len(value)] if Ellipsis not in arguments else [(), (0.1, 0.5)]
     if origin is dict:

@@ -68,7 +68,9 @@ def test_what_lies_outside_the_picture_is_zero_after_normalisation():
 def test_bgr_weights_get_their_channels_in_their_order():
     image = torch.tensor([10.0, 20.0, 30.0])[None, :, None, None].expand(1, 3, 2, 2)
     framing = Framing(mean=(0, 0, 0), std=(1 / 255,) * 3, order="bgr")
-    assert torch.allclose(framing.normalize(image, torch.tensor([[2, 2]]))[0, :, 0, 0], torch.tensor([30.0, 20.0, 10.0]))
+    assert torch.allclose(
+        framing.normalize(image, torch.tensor([[2, 2]]))[0, :, 0, 0], torch.tensor([30.0, 20.0, 10.0])
+    )
 
 
 def test_a_plain_framing_survives_json():

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from detect.torchvision_records import Record, batch_of, check_detections, gradients, relative
+from detect.torchvision_records import Record, batch_of, check_detections, double_of, gradients, relative
 from odonata.backbones.fpn import FPNConfig
 from odonata.data.framing import Framing
 from odonata.data.item import Item
@@ -33,7 +33,7 @@ def test_boxes_scores_and_labels_are_torchvisions(model):
 
 @pytest.mark.shows("fcos", "parity")
 def test_losses_and_gradients_are_torchvisions(model):
-    detector = model.detector.train()
+    detector = double_of(model)
     losses = detector.loss(batch_of(model))
     theirs = RECORD.plain("losses")
     for ours, name in (("class", "classification"), ("box", "bbox_regression"), ("centerness", "bbox_ctrness")):
@@ -51,7 +51,6 @@ def test_losses_and_gradients_are_torchvisions(model):
     }
     for ours, name in pairs.items():
         assert relative(own[ours], recorded[name]) < 1e-5, ours
-    detector.eval()
 
 
 @pytest.mark.shows("fcos", "weights")

@@ -18,7 +18,8 @@ from mtcnn_numbers import PHOTOS, SETTINGS, WINDOWS, picture, windows  # noqa: E
 from named_numbers import numbers  # noqa: E402
 
 from odonata.app.api import load  # noqa: E402
-from odonata.data.object_batches import ObjectBatch  # noqa: E402
+from odonata.data.item import Item  # noqa: E402
+from odonata.data.object_batches import ObjectBatch, ObjectData, to_batch, train_and_heldout_objects  # noqa: E402
 from odonata.data.sample import ImageRef  # noqa: E402
 from odonata.detect import mtcnn_training  # noqa: E402
 from odonata.detect.mtcnn import MTCNN, MTCNNConfig  # noqa: E402
@@ -332,6 +333,20 @@ def test_without_landmarks_the_output_of_landmarks_does_not_learn():
     assert detector.onet.points.weight.grad.any()
 
 
+def test_landmarks_reach_the_batch_with_their_objects_where_every_picture_has_them():
+    image = torch.zeros(3, 96, 128, dtype=torch.uint8)
+    item = Item(image, boxes=FACES, labels=torch.zeros(2, dtype=torch.int64), points=POINTS)
+    batch = to_batch([item, item], 1)
+    assert batch.points is not None and torch.equal(batch.points[1], POINTS)
+    assert to_batch([item, dataclasses.replace(item, points=None)], 1).points is None
+
+
+def test_a_set_of_several_classes_is_read_as_one():
+    train, heldout = train_and_heldout_objects(ObjectData(path="objects:n=12", one_class="face"))
+    assert heldout is not None and train.names == heldout.names == ("face",)
+    assert not any(sample.labels.any() for sample in (*train, *heldout)) and train.num_objects > 5
+
+
 def test_a_stage_trains_its_network_alone_and_the_cascade_ends_with_it():
     config = MTCNNConfig(
         stage="rnet", init="former", min_face=10, windows=10, score_threshold=0.3, proposal_threshold=0.3
@@ -349,7 +364,7 @@ def test_a_stage_trains_its_network_alone_and_the_cascade_ends_with_it():
 @pytest.mark.slow
 @pytest.mark.shows("mtcnn", "trains")
 def test_it_learns_a_few_pictures_by_heart():
-    from odonata.data.object_batches import read_item, to_batch
+    from odonata.data.object_batches import read_item
     from odonata.data.open_objects import open_objects
     from odonata.ops.boxes import iou_matrix
 

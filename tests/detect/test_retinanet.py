@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import fractions
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from detect.torchvision_records import Record, batch_of, check_detections, gradients, relative
+from detect.torchvision_records import Record, batch_of, check_detections, double_of, gradients, relative
 from fixtures.detector_numbers import anchored
 from odonata.backbones.fpn import FPNConfig
 from odonata.data.framing import Framing
@@ -59,11 +58,8 @@ def test_boxes_scores_and_labels_are_torchvisions(both):
 
 @pytest.mark.shows("retinanet", "parity")
 def test_losses_and_gradients_are_torchvisions(both):
-    # In double precision: in single precision a rectifier near zero opens here and not there.
     model, record = both
-    detector = copy.deepcopy(model.detector).double().train()
-    pixels = detector.pixels
-    detector.pixels = lambda batch: pixels(batch).double()
+    detector = double_of(model)
     losses = detector.loss(batch_of(model))
     theirs = record.plain("losses")
     for ours, name in (("class", "classification"), ("box", "bbox_regression")):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -95,7 +96,7 @@ def test_windows_cover_the_picture_and_overlap_as_asked(height, width, tile, ove
         covered[top : top + h, left : left + w] = True
     assert covered.all()
     tops = sorted({top for top, *_ in found})
-    assert all(b - a <= max(1, round(tile * (1 - overlap))) for a, b in zip(tops, tops[1:], strict=False))
+    assert all(b - a <= max(1, round(tile * (1 - overlap))) for a, b in itertools.pairwise(tops))
 
 
 @pytest.mark.parametrize("kind", ["single", "multi-scale", "pyramid", "snip", "tiles"])

@@ -44,8 +44,7 @@ def top_down_trial(trial: Trial) -> Figures:
 
 _WHERE = "500 steps"
 _SMALLER = (
-    "The papers train ResNet-50 on COCO; here a thin ResNet in FCOS, levels of strides 4, 8 and 16, 500 "
-    "steps of 16."
+    "The papers train ResNet-50 on COCO; here a thin ResNet in FCOS, levels of strides 4, 8 and 16, 500 steps of 16."
 )
 _SIZES = ("AP_S", "AP_M", "AP_L")
 

@@ -10,7 +10,7 @@ METHODS = {
         claims=(),
     ),
     "faster-rcnn": Card(
-        "Regions are proposed, pooled and told apart, on a pyramid or on one map; --preset vgg16 for the first paper's.",
+        "Regions are proposed, pooled and told apart, on a pyramid or one map; --preset vgg16 for the first paper's.",
         "Ren et al. 2015, arXiv:1506.01497; Lin et al. 2017, arXiv:1612.03144",
         "odonata.detect.recipes:faster_rcnn",
         claims=(),

@@ -22,7 +22,7 @@ from odonata.engine.recipe import AdamW, Clip, Recipe, Schedule
 
 
 def fcos() -> Recipe:
-    """FCOS at laptop size. The paper: ResNet-50, SGD 0.01 for 16, decay 1e-4, 90,000 steps, falls at 60,000 and 80,000."""
+    """FCOS at laptop size. The paper: ResNet-50, SGD 0.01 for 16, decay 1e-4, 90,000 steps, falls at 60 and 80 k."""
     return Recipe(
         name="fcos",
         method=FCOSConfig(),
@@ -94,7 +94,7 @@ def faster_rcnn() -> Recipe:
 
 
 def centernet() -> Recipe:
-    """CenterNet at laptop size. The paper: Adam 1.25e-4 for 32 pictures (2.5e-4 for the hourglass), no decay, 140 epochs,
+    """CenterNet at laptop size. The paper: Adam 1.25e-4 for 32 pictures (hourglass: 2.5e-4), no decay, 140 epochs,
     falls at 90 and 120."""
     return Recipe(
         name="centernet",
@@ -123,7 +123,7 @@ def cornernet() -> Recipe:
 
 
 def polarmask() -> Recipe:
-    """PolarMask at laptop size. The paper: SGD 0.01 for 16 pictures, decay 1e-4, 90,000 steps, falls at 60,000 and 80,000."""
+    """PolarMask at laptop size. The paper: SGD 0.01 for 16 pictures, decay 1e-4, 90,000 steps, falls at 60 and 80 k."""
     return Recipe(
         name="polarmask",
         method=PolarMaskConfig(),

@@ -69,9 +69,9 @@ def read_state(path: str | Path, *, allow_torchscript: bool = False, part: str |
     """Reads a checkpoint file or folder.
 
     Args:
-        path: `.safetensors`, `.pt`, `.pth`, `.bin`, `.ckpt`, `.pkl` or `.npz`; darknet's `.weights`, its cfg beside it; or a
-            folder with weights and a configuration as transformers, open_clip or Odonata write it, sharded or not, or
-            with the three networks of MTCNN.
+        path: `.safetensors`, `.pt`, `.pth`, `.bin`, `.ckpt`, `.pkl` or `.npz`; darknet's `.weights`, its cfg beside it;
+            or a folder with weights and a configuration as transformers, open_clip or Odonata write it, sharded or
+            not, or with the three networks of MTCNN.
         allow_torchscript: read TorchScript archives (OpenAI's CLIP files). Their code is loaded, so trust the source.
         part: which entry of a training checkpoint, such as `teacher`; the usual one if there is none of this name.
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from odonata.app.commands.arguments import parse
-from odonata.errors import RecipeError
+from odonata.errors import RecipeError, WeightsError
 
 _LABELS = ("odonata.app.commands.predict_labels", "LabelArguments", "predict_labels")
 _OBJECTS = ("odonata.app.commands.predict_objects", "ObjectArguments", "predict_objects")
@@ -20,9 +20,7 @@ def predict(arguments: Sequence[str]) -> None:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())
         return
-    if arguments[0].startswith("-"):
-        raise RecipeError(f"the model comes first: odonata predict MODEL {arguments[0]} …")
-    module, kind, function = ROOMS[room_named(arguments[0])]
+    module, kind, function = ROOMS[room_of_model(arguments)]
     found = importlib.import_module(module)
     getattr(found, function)(parse(getattr(found, kind), "predict", arguments))
 
@@ -39,18 +37,29 @@ depends on what it is; `odonata predict MODEL --help` tells.
   segmenters           --draw out/, --json results.json"""
 
 
-def room_named(model: str) -> str:
-    """Return the room of a model: a path, or a method's name.
+def room_of_model(arguments: Sequence[str]) -> str:
+    """Return the room of the model that is named among arguments in any order: a path, or a method's name.
 
     Raises:
-        WeightsError: nothing there, or nothing that a room knows.
+        RecipeError: no model is named.
+        WeightsError: what stands first is none.
     """
-    if not Path(model).exists():
-        from odonata.app.catalog import methods
-
-        for entry in methods():
-            if entry.name == model:
-                return entry.room
     from odonata.app.api import room_of
+    from odonata.app.catalog import methods
 
-    return room_of(Path(model))
+    rooms = {entry.name: entry.room for entry in methods()}
+    named = [argument for argument in arguments if not argument.startswith("-")]
+    if not named:
+        raise RecipeError("name a model: odonata predict MODEL PICTURES …")
+    first: WeightsError | None = None
+    for argument in named:
+        if not Path(argument).exists() and argument in rooms:
+            return rooms[argument]
+        if argument is not named[0] and not Path(argument).exists():
+            continue
+        try:
+            return room_of(Path(argument))
+        except WeightsError as error:
+            first = first or error
+    assert first is not None
+    raise first
