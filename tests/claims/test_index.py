@@ -5,10 +5,11 @@ import sys
 
 import pytest
 
-from odonata import align, claims, distill, represent
+from odonata import claims
+from odonata.app.catalog import ROOMS, room_index
 from odonata.errors import RecipeError
 
-METHODS = {"align": align.METHODS, "represent": represent.METHODS, "distill": distill.METHODS}
+METHODS = {room: room_index(room).METHODS for room in ROOMS}
 
 
 @pytest.mark.parametrize("name", claims.CLAIMS)

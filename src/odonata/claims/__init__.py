@@ -195,6 +195,31 @@ CLAIMS = {
         "A fully convolutional detector finds more after a fifth of the steps than DETR after all.",
         "odonata.claims.detect_detr:CLAIM",
     ),
+    "yolo-versions": ClaimCard(
+        "detect",
+        "YOLO's second version detects better than its first, and the third better than the second.",
+        "odonata.claims.detect_yolo:CLAIM",
+    ),
+    "centernet-no-nms": ClaimCard(
+        "detect",
+        "CenterNet's peaks do without suppression: it adds less than one point of AP.",
+        "odonata.claims.detect_points:NO_SUPPRESSION",
+    ),
+    "corner-pooling": ClaimCard(
+        "detect",
+        "CornerNet detects better with corner pooling than with the same layers without it.",
+        "odonata.claims.detect_points:CORNER_POOLING",
+    ),
+    "ssd-hard-negatives": ClaimCard(
+        "detect",
+        "SSD detects better with three hard negatives for each positive than with all of them.",
+        "odonata.claims.detect_points:HARD_NEGATIVES",
+    ),
+    "mtcnn-cascade": ClaimCard(
+        "detect",
+        "MTCNN's first network rejects nearly every window, and the cascade detects better than it alone.",
+        "odonata.claims.detect_cascade:CLAIM",
+    ),
     "polar-ceiling": ClaimCard(
         "detect",
         "More rays, and the mass centre, raise the best mask that PolarMask can draw.",

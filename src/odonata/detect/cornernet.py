@@ -78,6 +78,8 @@ class CornerNetConfig(DetectorOptions):
     """What pictures are scaled to."""
     pool_width: int = 32
     """Channels that corner pooling sees."""
+    corner_pooling: bool = True
+    """Whether every place looks along its row and column; without it (the paper's ablation) it sees itself only."""
     head_width: int = 32
     """Channels before each output."""
     radius: RadiusKind = "corner"
@@ -292,7 +294,7 @@ class CornerHead(nn.Module):
 
     def __init__(self, config: CornerNetConfig, tower: HourglassConfig, num_classes: int, left_upper: bool) -> None:
         super().__init__()
-        self.pool = CornerPool(config.pool_width, tower, left_upper)
+        self.pool = CornerPool(config.pool_width, tower, left_upper, config.corner_pooling)
         channels, hidden = tower.out_width, config.head_width
         self.class_logits = Branch(channels, hidden, num_classes, HEAT_BIAS)
         self.tag = Branch(channels, hidden, 1)
@@ -311,12 +313,13 @@ class CornerPool(nn.Module):
         hidden: channels that are pooled.
         tower: of the hourglasses.
         left_upper: which kind of corner.
+        looks: along rows and columns; else the same layers without pooling.
     """
 
-    def __init__(self, hidden: int, tower: HourglassConfig, left_upper: bool) -> None:
+    def __init__(self, hidden: int, tower: HourglassConfig, left_upper: bool, looks: bool = True) -> None:
         super().__init__()
         width = tower.out_width
-        self.left_upper = left_upper
+        self.left_upper, self.looks = left_upper, looks
         self.vertical = ConvNorm(tower, width, hidden, 3, 1)
         self.horizontal = ConvNorm(tower, width, hidden, 3, 1)
         self.pooled = ConvNorm(tower, hidden, width, 3, 1)
@@ -326,7 +329,8 @@ class CornerPool(nn.Module):
     def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch channels height width"]:
         """Returns the map that outputs stand on."""
         down, across = (top_pool, left_pool) if self.left_upper else (bottom_pool, right_pool)
-        pooled = down(F.relu(self.vertical(x))) + across(F.relu(self.horizontal(x)))
+        vertical, horizontal = F.relu(self.vertical(x)), F.relu(self.horizontal(x))
+        pooled = down(vertical) + across(horizontal) if self.looks else vertical + horizontal
         return F.relu(self.output(F.relu(self.pooled(pooled) + self.skip(x))))
 
 

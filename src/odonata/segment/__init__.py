@@ -8,25 +8,25 @@ METHODS = {
         "A classifier's layers slide over the picture; their scores are enlarged 32 times at once.",
         _FCN,
         "odonata.segment.recipes:fcn_32s",
-        claims=(),
+        claims=("fcn-stride-ceiling", "pspnet-context"),
     ),
     "fcn-16s": Card(
         "FCN whose coarse scores are joined by those of the fourth pooling; --init a run of fcn-32s for stages.",
         _FCN,
         "odonata.segment.recipes:fcn_16s",
-        claims=(),
+        claims=("fcn-stride-ceiling",),
     ),
     "fcn-8s": Card(
         "FCN with scores of three layers; --preset torchvision-r50 for torchvision's dilated network.",
         _FCN,
         "odonata.segment.recipes:fcn_8s",
-        claims=(),
+        claims=("fcn-stride-ceiling",),
     ),
     "pspnet": Card(
         "Every cell is judged beside means over the whole picture and over parts of it.",
         "Zhao et al. 2016, arXiv:1612.01105",
         "odonata.segment.recipes:pspnet",
-        claims=(),
+        claims=("pspnet-context",),
     ),
 }
 """Every method of this room by name."""
