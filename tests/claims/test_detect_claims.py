@@ -1,4 +1,4 @@
-"""The claims of `detect` and `segment`: what is arithmetic is asserted, and a short trial of each of the others runs."""
+"""The claims of `detect` and `segment`: what is arithmetic is asserted, and a short trial of the others runs."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ ARITHMETIC = {
     "fcn-stride-ceiling": "mIoU",
 }
 TRAINED = (
-    "focal-loss", "prior-bias", "several-levels", "fpn-top-down", "snip-ranges", "anchor-free-parity", "detr-slow-start",
-    "trident-ranges", "ssd-hard-negatives", "centernet-no-nms", "corner-pooling", "mtcnn-cascade", "yolo-versions",
+    "focal-loss", "prior-bias", "several-levels", "fpn-top-down", "snip-ranges", "anchor-free-parity",
+    "detr-slow-start", "trident-ranges", "ssd-hard-negatives", "centernet-no-nms", "corner-pooling", "mtcnn-cascade", "yolo-versions",
     "pspnet-context",
 )  # fmt: skip
 

@@ -13,9 +13,11 @@ from odonata.backbones.fpn import FPNConfig
 from odonata.data.framing import Framing
 from odonata.data.item import Item
 from odonata.data.object_batches import to_batch
+from odonata.data.objects import Category
+from odonata.detect.assets import DetectorAssets
 from odonata.detect.detector import with_preset
 from odonata.detect.fcos import FCOS, FCOSConfig, box_loss, centerness_of
-from odonata.detect.predictor import load
+from odonata.detect.predictor import DetectorPredictor, load
 from odonata.errors import RecipeError
 
 RECORD = Record("fcos")
@@ -145,3 +147,45 @@ def test_a_preset_fills_in_what_was_not_said_by_hand():
     config = with_preset(FCOSConfig(preset="v1-r50", score_threshold=0.3, radius=0.5))
     assert (config.distance, config.centerness_on, config.radius, config.score_threshold) == ("exp", "class", 0.5, 0.3)
     assert config.backbone.startswith("resnet50")
+
+
+@pytest.mark.shows("fcos", "weights")
+@pytest.mark.parametrize("recipe", ["imprv", "paper"])
+def test_the_authors_layout_comes_back_bit_equal_with_its_conventions(recipe, tmp_path: Path):
+    preset = "improved-r50" if recipe == "imprv" else "v1-r50"
+    config = with_preset(FCOSConfig(preset=preset, backbone="resnet18:norm=frozen_batch,stride_in=1x1,norm_eps=0.0"))
+    assets = DetectorAssets("fcos", config, tuple(Category(i, str(i)) for i in range(80)))
+    torch.manual_seed(0)
+    model = DetectorPredictor(assets.build().eval(), assets, torch.device("cpu"))
+    with torch.no_grad():
+        model.detector.head.scales.copy_(torch.arange(5.0) + 1)
+    folder = tmp_path / f"FCOS_{recipe}_R_18"
+    model.convert(folder, "official")
+    written = torch.load(folder / "model.pth", weights_only=True)["model"]
+    names = ("backbone.body.stem.conv1.weight", "backbone.body.layer2.0.downsample.1.running_var",
+             "backbone.fpn.fpn_inner2.weight", "backbone.fpn.fpn_layer4.bias", "backbone.fpn.top_blocks.p7.weight",
+             "rpn.head.cls_tower.10.weight", "rpn.head.bbox_pred.bias", "rpn.head.centerness.weight")  # fmt: skip
+    assert {f"module.{name}" for name in names} <= written.keys()
+    assert [written[f"module.rpn.head.scales.{i}.scale"].tolist() for i in range(5)] == [[1], [2], [3], [4], [5]]
+    again = load(folder / "model.pth", None, torch.device("cpu"))
+    own = model.detector.state_dict()
+    assert all(torch.equal(value, own[key]) for key, value in again.detector.state_dict().items())
+    read = again.assets.config
+    assert (read.distance, read.iou, read.centerness_on) == (config.distance, config.iou, config.centerness_on)
+    assert read.framing.order == "bgr" and read.backbone == config.backbone
+    assert again.categories[0].name == "person" and again.categories[79].id == 90
+
+
+def test_the_authors_head_says_what_its_own_arithmetic_says():
+    # Their forward in their words: scale · output, rectified, times the stride; or exp of it.
+    for changes, positive in (({}, lambda x, s: (x * 2).relu() * s), ({"distance": "exp", "unit": "pixels"}, None)):
+        detector = small(**changes).eval()
+        with torch.no_grad():
+            detector.head.scales.fill_(2.0)
+            maps = detector.trunk(torch.rand(1, 3, 64, 64))
+            out = detector.forward_head(torch.zeros(1, 3, 64, 64))
+            raw = detector.head.box_distances(detector.head.box_tower(maps[0])).flatten(2).transpose(1, 2)
+            strides = detector.trunk.strides if not changes else None
+            said = detector.head(maps, strides)[1][0]
+        wanted = positive(raw, 4) if positive else (raw * 2).exp()
+        assert torch.allclose(said, wanted, atol=1e-6) and out.strides == [4, 8, 16, 32]

@@ -89,7 +89,8 @@ class FPN(nn.Module):
         merged = [lateral(x) for lateral, x in zip(self.laterals, maps, strict=True)]
         if self.config.top_down:
             for i in range(len(merged) - 2, -1, -1):
-                merged[i] = merged[i] + F.interpolate(merged[i + 1], size=merged[i].shape[-2:], mode="nearest")
+                above = F.interpolate(merged[i + 1], size=merged[i].shape[-2:], mode="nearest")
+                merged[i] = above.add_(merged[i])  # in place: on a CPU, making a map costs more than adding to it
         levels = [output(x) for output, x in zip(self.outputs, merged, strict=True)]
         return levels + self._extra(maps[-1], levels[-1])
 

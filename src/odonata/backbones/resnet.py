@@ -240,7 +240,7 @@ class BasicBlock(nn.Module):
     def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch out height2 width2"]:
         """Returns the next map."""
         out = F.relu(self.norm1(self.conv1(x)), inplace=True)
-        return self.act(self.norm2(self.conv2(out)) + self.shortcut(x))
+        return self.act(self.norm2(self.conv2(out)).add_(self.shortcut(x)))  # in place: no further map is made
 
 
 class Bottleneck(nn.Module):
@@ -265,7 +265,7 @@ class Bottleneck(nn.Module):
         """Returns the next map."""
         out = F.relu(self.norm1(self.conv1(x)), inplace=True)
         out = F.relu(self.norm2(self.conv2(out)), inplace=True)
-        return self.act(self.norm3(self.conv3(out)) + self.shortcut(x))
+        return self.act(self.norm3(self.conv3(out)).add_(self.shortcut(x)))  # in place: no further map is made
 
 
 def build(config: ResNetConfig) -> ResNet:

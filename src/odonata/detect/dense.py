@@ -42,7 +42,7 @@ class ConvTower(nn.Sequential):
             parts.append(nn.Conv2d(channels, channels, 3, padding=1, bias=bias or norm == "none"))
             if norm != "none":
                 parts.append(make_norm(norm, channels))
-            parts.append(nn.ReLU())
+            parts.append(nn.ReLU(inplace=True))  # a new map for each costs more than the rectifying
         super().__init__(*parts)
         for module in self:
             if isinstance(module, nn.Conv2d):

@@ -182,7 +182,7 @@ class RPN(nn.Module):
         for level in maps:
             hidden = level
             for conv in self.convs:
-                hidden = F.relu(conv(hidden))
+                hidden = F.relu(conv(hidden), inplace=True)
             logits.append(full_precision(rows(self.objectness(hidden), 1)[..., 0]))
             deltas.append(full_precision(rows(self.deltas(hidden), 4)))
         grids: list[Tensor] = []

@@ -24,6 +24,7 @@ from odonata.weights.read import Raw, describe, read_state
 _MODULES: dict[str, tuple[str, ...]] = {
     "detect": (
         "fcos_torchvision",
+        "fcos_official",
         "faster_rcnn_torchvision",
         "faster_rcnn_mmdet",
         "retinanet_torchvision",
