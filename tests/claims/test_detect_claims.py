@@ -24,8 +24,8 @@ ARITHMETIC = {
 }
 TRAINED = (
     "focal-loss", "prior-bias", "several-levels", "fpn-top-down", "snip-ranges", "anchor-free-parity",
-    "detr-slow-start", "trident-ranges", "ssd-hard-negatives", "centernet-no-nms", "corner-pooling", "mtcnn-cascade", "yolo-versions",
-    "pspnet-context",
+    "detr-slow-start", "trident-ranges", "ssd-hard-negatives", "centernet-no-nms", "corner-pooling", "mtcnn-cascade",
+    "yolo-versions", "pspnet-context",
 )  # fmt: skip
 
 

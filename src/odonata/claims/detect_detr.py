@@ -12,7 +12,7 @@ from odonata.data.framing import Framing
 from odonata.detect.detr import DETR, DETRConfig
 from odonata.detect.fcos import FCOS
 
-FULL = 900
+FULL = 600
 FIFTH = FULL // 5
 STEPS = {f"{FIFTH} steps": FIFTH, f"{FULL} steps": FULL}
 
@@ -41,9 +41,9 @@ CLAIM = Claim(
     source="Carion et al. 2020, arXiv:2005.12872, section 4.1: 500 epochs, where Faster R-CNN takes 37 or 109",
     hypothesis="A fully convolutional detector finds more after a fifth of the steps than DETR after all of them.",
     data=DATA,
-    scaled_down="A thin FCOS for 180 steps of 16 pictures against a small DETR (the laptop default: a map of stride "
+    scaled_down="A thin FCOS for 120 steps of 16 pictures against a small DETR (the laptop default: a map of stride "
     "16, no encoder, three "
-    "decoder layers, 12 queries) for 900; each length has its own schedule, and two rates are tried for each.",
+    "decoder layers, 12 queries) for 600; each length has its own schedule, and two rates are tried for each.",
     trial=run,
     conditions=(_SHORT, _LONG),
     axis="steps",

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 
 from odonata.claims.claim import Claim, Comparison, Figures, Plot, Trial
 from odonata.claims.detect_toy import CLASSES, DATA, PLAIN, World, fcos_config, figures, items, train
@@ -18,6 +20,7 @@ from odonata.detect.predictor import DetectorPredictor
 from odonata.detect.scale_policy import INFINITE, InRange
 
 STEPS = 500
+SEEDS = (1, 2, 3)
 LR = 4e-3
 SIZES = (64, 96, 144)
 RANGES = ((24.0, INFINITE), (12.0, 40.0), (0.0, 20.0))
@@ -67,12 +70,26 @@ def snip_trial(trial: Trial) -> Figures:
     return figures(seen, found)
 
 
+def prepare_tiles(folder: Path, budget: float) -> None:
+    """Train one detector a seed on small pictures, for all variants to look through; kept where it is there."""
+    for seed in SEEDS:
+        file = folder / f"fcos-{seed}-{budget:g}.safetensors"
+        if file.is_file():
+            continue
+        trial = Trial("tiles-small-objects", "", "", {}, seed, "test", budget, folder)
+        torch.manual_seed(seed)
+        learns = FCOS(fcos_config(), CLASSES)
+        train(learns, items(trial, "train", PLAIN), steps=trial.steps(STEPS), lr=LR, seed=seed)
+        partial = file.with_suffix(".partial")
+        save_file(dict(learns.state_dict()), partial)
+        partial.replace(file)
+
+
 def tiles_trial(trial: Trial) -> Figures:
-    """Train on small pictures; measure on large ones, whole or in windows, with the same weights."""
+    """Look at large pictures, whole or in windows, with the weights that were trained on small ones."""
     config = fcos_config(framing=Framing(size=96, max_size=96, divisor=32))
-    torch.manual_seed(trial.seed)
     learns = FCOS(config, CLASSES)
-    train(learns, items(trial, "train", PLAIN), steps=trial.steps(STEPS), lr=LR, seed=trial.seed)
+    learns.load_state_dict(load_file(trial.folder / f"fcos-{trial.seed}-{trial.budget:g}.safetensors"))
     seen = items(trial, trial.split, LARGE, count=60)
     if trial.variant == "whole, full size":
         config = replace(config, framing=Framing(size=288, max_size=288, divisor=32))
@@ -139,5 +156,6 @@ TILES = Claim(
         Comparison("merged against kept", f"tiles, merged@{_LARGE}", f"tiles@{_LARGE}", "AP", ">", primary=False),
     ),
     plots=(*(Plot(name, f"{name}, %") for name in ("AP", "AP_S", "AP_M")), Plot("found", "detections a picture")),
-    seeds=(1, 2, 3),
+    seeds=SEEDS,
+    prepare=prepare_tiles,
 )  # fmt: skip

@@ -13,7 +13,7 @@ from odonata.data.object_scenes import CATEGORIES, ObjectScenes
 from odonata.data.objects import ObjectSource
 from odonata.detect.yolo import YOLO, YOLOv1Config, YOLOv2Config, YOLOv3Config, YOLOv3SPPConfig
 
-STEPS = 400
+STEPS = 300
 LR = 2e-3
 SIDE = 192
 DIGITS = World(size=SIDE, sides=(16, 96))
@@ -37,7 +37,7 @@ def run(trial: Trial) -> Figures:
     return measure(learns, trial, DIGITS)
 
 
-_WHERE = "400 steps"
+_WHERE = "300 steps"
 
 CLAIM = Claim(
     name="yolo-versions",
@@ -53,7 +53,7 @@ CLAIM = Claim(
     "textured "
     "grounds; 10 classes. 1,500 training pictures, 300 with handwriting never seen to test on. Small: below 12 "
     "pixels of √area.",
-    scaled_down="Thin forms of the three networks from random weights, 400 steps of 16 pictures; the papers' trunks "
+    scaled_down="Thin forms of the three networks from random weights, 300 steps of 16 pictures; the papers' trunks "
     "come "
     "from ImageNet and learn for 135 to 270 epochs.",
     trial=run,

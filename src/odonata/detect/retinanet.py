@@ -203,7 +203,8 @@ class RetinaNet(Detector):
             overlaps = iou_matrix(boxes, anchors)
             # An object that no anchor touches would otherwise be the best of all of them at 0.
             reached = overlaps.amax(1) > 0
-            boxes, classes, overlaps = boxes[reached], classes[reached], overlaps[reached]
+            if not bool(reached.all()):
+                boxes, classes, overlaps = boxes[reached], classes[reached], overlaps[reached]
             owner = match_by_iou(overlaps, config.positive_iou, config.negative_iou, config.low_quality)
             owner = sparing(owner, anchors, batch.boxes[number][batch.ignore[number]])
             has = owner.clamp(min=0)

@@ -19,6 +19,9 @@ from torch import Tensor
 SMALLEST_AREA = 1e-12
 """Areas and squared lengths below this count as this when they divide: a millionth of a side, squared."""
 
+CELLS_AT_ONCE = 100_000
+"""Pairs of boxes that are compared at a time on a CPU."""
+
 Metric = Literal["iou", "iom"]
 """Overlap as intersection over union, or over the smaller of the two areas."""
 
@@ -84,8 +87,16 @@ def sides_reach(boxes: Num[Tensor, "*batch 4"], minimum: float) -> Bool[Tensor, 
 
 def iou_matrix(boxes: Num[Tensor, "boxes 4"], others: Num[Tensor, "others 4"]) -> Float[Tensor, "boxes others"]:
     """Returns intersection over union of each box with each other box, within [0, 1]."""
-    intersection, union, _ = _overlaps(_floats(boxes)[:, None], _floats(others)[None])
-    return _ratio(intersection, union)
+    boxes, others = _floats(boxes), _floats(others)
+    learns = torch.is_grad_enabled() and (boxes.requires_grad or others.requires_grad)
+    if boxes.device.type != "cpu" or learns or torch.compiler.is_compiling() or not len(boxes):
+        return paired_iou(boxes[:, None], others[None])
+    # Large matrices part by part: a dozen steps on what fits into the cache, not each through all of the memory.
+    matrix = boxes.new_empty(len(boxes), len(others), dtype=torch.promote_types(boxes.dtype, others.dtype))
+    columns = max(1, CELLS_AT_ONCE // len(boxes))
+    for start in range(0, len(others), columns):
+        matrix[:, start : start + columns] = paired_iou(boxes[:, None], others[None, start : start + columns])
+    return matrix
 
 
 def giou_matrix(boxes: Num[Tensor, "boxes 4"], others: Num[Tensor, "others 4"]) -> Float[Tensor, "boxes others"]:

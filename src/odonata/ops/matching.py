@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from odonata.errors import RunError
-from odonata.ops.boxes import iou_matrix
+from odonata.ops.boxes import CELLS_AT_ONCE, iou_matrix
 
 BACKGROUND = -1
 BETWEEN = -2
@@ -133,20 +133,36 @@ def centre_sampling(
         return none, points.new_zeros(len(points), 4)
     order = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).argsort(stable=True)
     centres = ((boxes[:, :2] + boxes[:, 2:]) / 2 if centres is None else centres)[order]
-    boxes = boxes[order]
-    sides = torch.cat([points[:, None] - boxes[None, :, :2], boxes[None, :, 2:] - points[:, None]], 2)
-    allowed = sides.amin(2) > 0
+    # On a CPU part by part, so that what is known of all pairs fits into the cache.
+    count = max(1, CELLS_AT_ONCE // len(boxes)) if points.device.type == "cpu" else len(points)
+    given = (points.split(count), strides.split(count), ranges.split(count))
+    parts = [_smallest_around(*part, boxes[order], centres, radius) for part in zip(*given, strict=True)]
+    first, distances = (torch.cat(found) for found in zip(*parts, strict=True))
+    return torch.where(first < len(boxes), order[first.clamp(max=len(boxes) - 1)], BACKGROUND), distances
+
+
+def _smallest_around(
+    points: Float[Tensor, "points 2"],
+    strides: Float[Tensor, "points"],
+    ranges: Float[Tensor, "points 2"],
+    boxes: Float[Tensor, "objects 4"],
+    centres: Float[Tensor, "objects 2"],
+    radius: float | None,
+) -> tuple[Int64[Tensor, "points"], Float[Tensor, "points 4"]]:
+    """Return `centre_sampling` for boxes in the order of their areas; the index is their number where there is none."""
+    x, y = points[:, :1], points[:, 1:]
+    left, top, right, bottom = x - boxes[:, 0], y - boxes[:, 1], boxes[:, 2] - x, boxes[:, 3] - y
+    allowed = torch.minimum(torch.minimum(left, right), torch.minimum(top, bottom)) > 0
     if radius is not None:
-        away = (points[:, None] - centres).abs().amax(2)
+        away = torch.maximum((x - centres[:, 0]).abs(), (y - centres[:, 1]).abs())
         allowed &= away < radius * strides[:, None]
-    farthest = sides.amax(2)
+    farthest = torch.maximum(torch.maximum(left, right), torch.maximum(top, bottom))
     allowed &= (farthest >= ranges[:, :1]) & (farthest <= ranges[:, 1:])
-    rank = torch.arange(len(boxes), device=boxes.device).expand_as(allowed)
-    first = rank.masked_fill(~allowed, len(boxes)).amin(1)  # boxes are in the order of their areas
-    has = first < len(boxes)
-    first = first.clamp(max=len(boxes) - 1)
-    distances = sides[torch.arange(len(points), device=points.device), first]
-    return torch.where(has, order[first], BACKGROUND), distances * has[:, None]
+    rank = torch.arange(len(boxes), device=boxes.device)
+    first = torch.where(allowed, rank, len(boxes)).amin(1)
+    its = boxes[first.clamp(max=len(boxes) - 1)]
+    distances = torch.cat([points - its[:, :2], its[:, 2:] - points], 1)
+    return first, distances * (first < len(boxes))[:, None]
 
 
 def ignore_overlap(

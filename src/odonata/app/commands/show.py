@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
@@ -71,7 +71,8 @@ def show(arguments: Sequence[str]) -> None:
     evidence = entry.evidence
     if options.json:
         print_json({"name": entry.name, "room": entry.room, "summary": entry.card.summary, "paper": entry.card.paper,
-                    "claims": entry.card.claims, "marks": entry.marks, "evidence": evidence})  # fmt: skip
+                    "claims": entry.card.claims, "marks": entry.marks, "evidence": evidence,
+                    "presets": list(_presets(entry))})  # fmt: skip
         return
     console = Console()
     console.print(f"[bold]{entry.name}[/bold] ({entry.room})  {entry.card.summary}")
@@ -85,7 +86,17 @@ def show(arguments: Sequence[str]) -> None:
         table.add_row(_mark(entry, mark), mark, ", ".join(shown[:2]) + more if shown else "nothing recorded")
     console.print(table)
     console.print(f"claims: {', '.join(entry.card.claims) or 'none'}")
+    for preset, fields in _presets(entry).items():
+        shown = ", ".join(f"{name} {value}" for name, value in fields.items() if isinstance(value, (str, int, float)))
+        console.print(f"--preset {preset}: {shown or 'the defaults'}", highlight=False, markup=False)
     console.print(f"train:  odonata train {entry.name}    options: odonata train {entry.name} --help")
+
+
+def _presets(entry: Entry) -> Mapping[str, Mapping[str, Any]]:
+    """Named conventions of a method, preset → fields with their values."""
+    from odonata.app.catalog import default_recipe
+
+    return getattr(default_recipe(entry.name).method, "presets", {})
 
 
 def _mark(entry: Entry, mark: str) -> str:
