@@ -66,6 +66,8 @@ def test_what_a_gpu_is_measured_by_runs_without_one():
         ("nms.py", "torchvision, ms"),
         ("roi_align.py", "torchvision"),
         ("detr.py", "transformers"),
+        ("detectors.py", "faster-rcnn   torchvision"),
+        ("assignment.py", "RetinaNet"),
     ],
 )
 def test_towers_steps_and_views_agree_with_their_peers(name, peer):
@@ -91,6 +93,16 @@ def test_without_peers_a_benchmark_says_how_to_install_them(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "sh benchmarks/peers.sh" in done.stderr
+
+
+def test_what_bf16_costs_in_ap_is_skipped_with_a_reason_where_the_files_are_absent(tmp_path):
+    code = "import sys, pathlib; sys.path.insert(0, sys.argv[1]); import detectors; path = pathlib.Path(sys.argv[2])"
+    code += "; print(detectors.precision_figures(None, None)); print(detectors.precision_figures(path / 'net', path))"
+    command = [sys.executable, "-c", code, str(ROOT / "benchmarks"), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    first, second = done.stdout.splitlines()
+    assert first == "AP in bf16: skipped, --yolo and --coco were not given"
+    assert second == f"AP in bf16: skipped, there is no {tmp_path / 'net'}"
 
 
 @pytest.mark.slow

@@ -150,3 +150,21 @@ def test_shapes_overlap_as_boxes_around_one_centre(boxes):
 def test_sides_that_reach_a_minimum():
     boxes = torch.tensor([[0.0, 0.0, 5.0, 5.0], [0.0, 0.0, 4.9, 9.0], [0.0, 0.0, 0.0, 0.0]])
     assert ops.sides_reach(boxes, 5.0).tolist() == [True, False, False]
+
+
+def test_a_large_matrix_computed_in_parts_is_that_of_its_pairs():
+    corner = torch.rand(700, 2) * 50
+    boxes = torch.cat([corner, corner + torch.rand(700, 2) * 30], 1)
+    others = boxes.flip(0)[:431] + 0.25
+    assert len(boxes) * len(others) > 2 * ops.CELLS_AT_ONCE
+    matrix = ops.iou_matrix(boxes, others)
+    assert torch.equal(matrix, ops.paired_iou(boxes[:, None], others[None]))
+    assert torch.equal(matrix, ops.iou_matrix(boxes.clone().requires_grad_(), others).detach())
+
+
+def test_more_boxes_than_fit_at_once_are_compared_box_by_box(monkeypatch):
+    monkeypatch.setattr(ops, "CELLS_AT_ONCE", 3)
+    boxes = torch.tensor([[0.0, 0.0, 2.0, 2.0]] * 5)
+    assert torch.equal(ops.iou_matrix(boxes, boxes[:2] + torch.tensor([1.0, 0, 1, 0])), torch.full((5, 2), 1 / 3))
+    assert ops.iou_matrix(boxes[:0], boxes).shape == (0, 5)
+    assert ops.iou_matrix(boxes, boxes[:0]).shape == (5, 0)

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from odonata.errors import RunError
+from odonata.ops.boxes import CELLS_AT_ONCE
 from odonata.ops.matching import centre_sampling, hungarian, ignore_overlap, match_by_iou, match_ssd
 
 RECORDED = {
@@ -120,3 +121,15 @@ def test_a_small_box_in_a_crowd_is_ignored_by_its_own_area_but_not_by_iou():
     assert ignore_overlap(boxes, crowd[:0], 0.5).tolist() == [False] * 3
     with pytest.raises(ValueError, match="own_area"):
         ignore_overlap(boxes, crowd, 0.5, "ioa")  # type: ignore[arg-type]
+
+
+def test_points_in_parts_learn_what_they_learn_alone():
+    points, corner = torch.rand(5000, 2) * 100, torch.rand(60, 2) * 60
+    boxes = torch.cat([corner, corner + 1 + torch.rand(60, 2) * 40], 1)
+    strides, ranges = torch.full((5000,), 8.0), torch.tensor([[0.0, 64.0]]).expand(5000, 2)
+    assert len(points) * len(boxes) > 2 * CELLS_AT_ONCE
+    owner, sides = centre_sampling(points, strides, ranges, boxes)
+    assert int(owner.max()) >= 0
+    for some in torch.arange(5000).split(617):
+        one, its = centre_sampling(points[some], strides[some], ranges[some], boxes)
+        assert torch.equal(one, owner[some]) and torch.equal(its, sides[some])
