@@ -14,7 +14,7 @@ from odonata.detect.mtcnn import MTCNN, MTCNNConfig
 from odonata.metrics.coco import coco_figures
 from odonata.metrics.object_matches import Found, Truth
 
-STEPS = 250
+STEPS = 120
 LR = 2e-3
 DIGITS = World(sides=(14, 48))
 MEASURED = 100
@@ -55,7 +55,7 @@ CLAIM = Claim(
     hypothesis="Of all windows of the pyramid less than 5 % reach R-Net and less than 2 % reach O-Net, and the cascade "
     "detects better than its first network alone.",
     data=DATA.replace("8 to 48", "14 to 48").replace("10 classes", "one class"),
-    scaled_down="Digits in place of faces, with several in a small picture: 250 steps of 16 pictures, all three "
+    scaled_down="Digits in place of faces, with several in a small picture: 120 steps of 16 pictures, all three "
     "networks at "
     "once; 100 pictures to count on.",
     trial=run,
