@@ -21,11 +21,12 @@ ARITHMETIC = {
     "best-possible-recall": "recall",
     "polar-ceiling": "IoU",
     "fcn-stride-ceiling": "mIoU",
+    "yolo-grids": "recall",
 }
 TRAINED = (
     "focal-loss", "prior-bias", "several-levels", "fpn-top-down", "snip-ranges", "anchor-free-parity",
     "detr-slow-start", "trident-ranges", "ssd-hard-negatives", "centernet-no-nms", "corner-pooling", "mtcnn-cascade",
-    "yolo-versions", "pspnet-context",
+    "pspnet-context",
 )  # fmt: skip
 
 

@@ -161,7 +161,7 @@ def recognises(path: Path) -> bool:
         WeightsError: the file cannot be read.
     """
     if (path / "model.json").is_file():
-        return "architecture" in read_json(path / "model.json")
+        return not {"tower", "detector", "segmenter"} & read_json(path / "model.json").keys()
     if is_torchscript(path):
         return True  # so OpenAI publishes CLIP, and nobody else publishes what is known here
     raw = read_state(path)

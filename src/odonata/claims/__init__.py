@@ -195,9 +195,9 @@ CLAIMS = {
         "A fully convolutional detector finds more after a fifth of the steps than DETR after all.",
         "odonata.claims.detect_detr:CLAIM",
     ),
-    "yolo-versions": ClaimCard(
+    "yolo-grids": ClaimCard(
         "detect",
-        "YOLO's second version detects better than its first, and the third better than the second.",
+        "Of crowded objects more can have a prediction of their own from each version of YOLO to the next.",
         "odonata.claims.detect_yolo:CLAIM",
     ),
     "centernet-no-nms": ClaimCard(

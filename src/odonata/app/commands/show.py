@@ -52,6 +52,8 @@ class ShowArguments:
     """The method, or the backbone."""
     image_size: int = 0
     """For a backbone: side of the picture that it is measured on, in pixels (0 = its own, or 224)."""
+    presets: bool = False
+    """For a method: also its named conventions, which `--preset` takes."""
     json: bool = False
     """For programs."""
 
@@ -72,7 +74,7 @@ def show(arguments: Sequence[str]) -> None:
     if options.json:
         print_json({"name": entry.name, "room": entry.room, "summary": entry.card.summary, "paper": entry.card.paper,
                     "claims": entry.card.claims, "marks": entry.marks, "evidence": evidence,
-                    "presets": list(_presets(entry))})  # fmt: skip
+                    **({"presets": list(_presets(entry))} if options.presets else {})})  # fmt: skip
         return
     console = Console()
     console.print(f"[bold]{entry.name}[/bold] ({entry.room})  {entry.card.summary}")
@@ -86,7 +88,7 @@ def show(arguments: Sequence[str]) -> None:
         table.add_row(_mark(entry, mark), mark, ", ".join(shown[:2]) + more if shown else "nothing recorded")
     console.print(table)
     console.print(f"claims: {', '.join(entry.card.claims) or 'none'}")
-    for preset, fields in _presets(entry).items():
+    for preset, fields in _presets(entry).items() if options.presets else ():
         shown = ", ".join(f"{name} {value}" for name, value in fields.items() if isinstance(value, (str, int, float)))
         console.print(f"--preset {preset}: {shown or 'the defaults'}", highlight=False, markup=False)
     console.print(f"train:  odonata train {entry.name}    options: odonata train {entry.name} --help")
