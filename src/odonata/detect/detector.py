@@ -30,7 +30,7 @@ class DetectorOptions:
     """Named conventions: preset → fields with their values."""
 
     preset: str = ""
-    """Named set of conventions and sizes that fills in fields left at their defaults (`odonata show NAME --presets`)."""
+    """Named set of conventions and sizes; fills in fields left at their defaults (`odonata show NAME --presets`)."""
     backbone: str = "resnet10-small-gn"
     """Tower by name (`odonata show backbones`), with options: resnet50:norm=frozen_batch, …"""
     init: str = ""

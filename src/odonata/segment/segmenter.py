@@ -28,7 +28,7 @@ class SegmenterOptions:
     """Named conventions: preset → fields with their values."""
 
     preset: str = ""
-    """Named set of conventions and sizes that fills in fields left at their defaults (`odonata show NAME --presets`)."""
+    """Named set of conventions and sizes; fills in fields left at their defaults (`odonata show NAME --presets`)."""
     backbone: str = "vgg-small"
     """Tower by name (`odonata show backbones`), with options: resnet50:output_stride=8, …"""
     init: str = ""
