@@ -91,7 +91,8 @@ def test_every_preset_can_be_built(name):
         config = with_preset(CONFIG_OF[name](preset=preset))
         config = config.fitted(known())
         with torch.device("meta"):
-            METHOD_OF[type(config)](replace(config, freeze=0), 1 if name == "mtcnn" else 10)
+            built = METHOD_OF[type(config)](replace(config, freeze=0), 1 if name == "mtcnn" else 10)
+        assert sum(p.numel() for p in built.parameters()) > 100_000, preset
 
 
 @pytest.mark.slow
