@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from detect.torchvision_records import BOXES, LABELS, Record, gradients, pictures, relative
+from detect.torchvision_records import BOXES, LABELS, Record, double_of, gradients, pictures, relative
 from fixtures.detector_numbers import anchored
 from odonata.data.framing import Framing
 from odonata.data.object_batches import ObjectBatch
@@ -83,10 +82,9 @@ def test_losses_and_gradients_are_torchvisions(model, framed, spoken):
 @pytest.mark.slow
 @pytest.mark.shows("ssd", "parity")
 def test_gradients_in_the_tower_are_torchvisions(model, framed):
-    # In double precision: in single precision a rectifier near zero opens here and not there.
-    detector, batch = copy.deepcopy(model.detector).double(), framed[0]
+    detector, batch = double_of(model).eval(), framed[0]
     detector.tower.stages[3:].requires_grad_(True)
-    out = detector.forward_head(detector.pixels(batch).double())
+    out = detector.forward_head(detector.pixels(batch))
     check_losses(detector, detector.losses(out, batch), {**ABOVE_THE_TOWER, **IN_THE_TOWER})
 
 

@@ -293,7 +293,7 @@ def test_it_learns_eight_pictures(name):
     batch = to_batch([frame_item(read_item(sample), config.framing) for sample in source], 32)
     optimizer = torch.optim.AdamW(detector.parameters(), 3e-3)
     first = 0.0
-    for _ in range(60):
+    for _ in range(100):
         losses = detector.train().loss(batch)
         first = first or losses["loss"].item()
         optimizer.zero_grad()
