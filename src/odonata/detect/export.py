@@ -211,7 +211,10 @@ def compare(graph: Graph, session: Any, sides: Sequence[tuple[int, int]]) -> lis
             wanted = suppressed(boxes, scores, graph.detector)
             worst, alone = _difference(ours, wanted)
             more = f", {alone:.1%} without a partner" if alone else ""
-            lines.append(f"{where}: {len(wanted)} detections: relative difference {worst:.1e}{more}")
+            if len(wanted) or len(ours):
+                lines.append(f"{where}: {len(wanted)} detections: relative difference {worst:.1e}{more}")
+            else:
+                lines.append(f"{where}: neither finds anything in noise, so nothing was compared; see --raw")
             worst = worst if alone <= ALONE else float("inf")
         if not worst <= TOLERANCE:
             raise WeightsError(f"onnxruntime and PyTorch differ: {lines[-1]}")
