@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -141,6 +141,15 @@ def agree_on_largest(values: Sequence[float], device: torch.device) -> list[floa
     tensor = torch.tensor(values, dtype=torch.float64, device=device if device.type == "cuda" else None)
     dist.all_reduce(tensor, dist.ReduceOp.MAX)
     return tensor.tolist()
+
+
+def mean_over_ranks(values: Mapping[str, float], device: torch.device) -> dict[str, float]:
+    """Return each value's mean over the ranks, which all have the same names."""
+    if not dist.is_initialized() or not values:
+        return dict(values)
+    tensor = torch.tensor(list(values.values()), dtype=torch.float64, device=device if device.type == "cuda" else None)
+    dist.all_reduce(tensor)
+    return dict(zip(values, (tensor / dist.get_world_size()).tolist(), strict=True))
 
 
 def from_leader(value: str) -> str:

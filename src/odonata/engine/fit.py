@@ -16,13 +16,22 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from odonata.engine import tensors
 from odonata.engine.checkpoint import Checkpoints, latest_step
 from odonata.engine.clipping import clip_gradients, first_bad, total_norm
-from odonata.engine.distributed import World, agree_on_largest, average_gradients, barrier, scalars_of, shard
+from odonata.engine.distributed import (
+    World,
+    agree_on_largest,
+    average_gradients,
+    barrier,
+    mean_over_ranks,
+    scalars_of,
+    shard,
+)
 from odonata.engine.ema import EMA
 from odonata.engine.param_groups import build_optimizer
 from odonata.engine.progress import ProgressBar
@@ -71,6 +80,18 @@ class Engine:
     def wrapped(self, network: nn.Module) -> nn.Module:
         """Return `network` as it must be called in training: replicated, sharded, or itself."""
         return self._wrapped.get(id(network), network)
+
+    @contextlib.contextmanager
+    def gathered(self, network: nn.Module) -> Generator[None]:
+        """Make a network's own methods usable where its parameters are sharded: they are whole for the while."""
+        sharded = [module for module in (network, *self.method.networks()) if isinstance(module, FSDPModule)]
+        for module in sharded:
+            module.unshard()
+        try:
+            yield
+        finally:
+            for module in sharded:
+                module.reshard()
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """Return the context of the recipe's precision."""
@@ -143,6 +164,26 @@ class Engine:
         self.update(name)
         return logs
 
+    def minimise_parts(self, network: nn.Module, parts: Sequence[Any], name: str = "main") -> dict[str, Tensor]:
+        """Do one update of the sum of `network(part)["loss"]` over micro-batches; return the sums of all scalars.
+
+        Each part's loss must already be divided by a count over the whole batch of all ranks, so that the update is the
+        same however it is divided. Ranks may have different numbers of parts, one at least.
+        """
+        wrapped, logs = self.wrapped(network), dict[str, Tensor]()
+        for index, part in enumerate(parts):
+            with self._no_sync(wrapped) if index < len(parts) - 1 else contextlib.nullcontext():
+                with self.autocast():
+                    out: dict[str, Tensor] = wrapped(part)
+                if self.world.size == 1:
+                    self.backward(out["loss"])
+                else:  # ranks need not have as many parts; a loss that is not finite shows in every rank's gradient
+                    self.scaler.scale(out["loss"]).backward()
+            for key, value in out.items():
+                logs[key] = logs.get(key, 0) + value.detach()
+        self.update(name)
+        return logs
+
     def average_gradients(self) -> None:
         """Average over the ranks gradients that came by a network's own methods instead of its wrapped call."""
         average_gradients(self.method.parameters())
@@ -193,6 +234,7 @@ class Engine:
                 scalars = {k: float(v) for k, v in values.items()}
                 bar.update(self.step, scalars, speed, waited / elapsed)
                 if self.step % recipe.log_every == 0 or self.step == recipe.steps:
+                    scalars = mean_over_ranks(scalars, device)
                     self._log(logs, scalars, speed, waited / elapsed)
                     if self.task.watch:
                         self.task.watch(self.step, scalars)
@@ -369,7 +411,11 @@ def train(recipe: Recipe, task: Task, folder: Path | None, world: World, *, resu
                 run.describe(recipe, task.fingerprint)
         barrier()
         engine = Engine(recipe, task, run, world)
-        return engine.fit()
+        figures = engine.fit()
+        if task.conclude and world.leads:
+            for line in task.conclude(task.method, folder):
+                print(line)
+        return figures
     except BaseException:
         if run and world.leads and not resume and (engine is None or engine.step == 0):
             run.discard()  # nothing was learned: what stands there would only be in the way of the next attempt

@@ -5,6 +5,7 @@ environment.json   versions, command, machine, git state, seed, fingerprint of t
 log.jsonl          figures by step
 assets/            what belongs to the model: tokenizer, preprocessing
 checkpoints/       step-00001000/ …, and index.json, which names the last and the best
+rollouts.jsonl     of methods that sample: one prompt's answers at each logged step
 report.html        what came out, for people
 """
 
@@ -30,7 +31,7 @@ from odonata.errors import RunError
 
 _CONTENTS = (
     "config.yaml", "config.yaml.partial", "environment.json", "environment.json.partial", "log.jsonl", "assets",
-    "checkpoints", "tensorboard", ".lock",
+    "checkpoints", "tensorboard", "rollouts.jsonl", ".lock",
 )  # fmt: skip
 
 

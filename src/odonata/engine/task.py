@@ -41,5 +41,8 @@ class Task:
     """The recipe with what follows from the data (steps from epochs, rate from batch); None: as it was given."""
     watch: Callable[[int, dict[str, float]], None] | None = None
     """Reads the figures of each line of the log, with their step; what it warns of by `logging` enters the log."""
+    conclude: Callable[[Method, Path | None], list[str]] | None = None
+    """Called on the leading rank when the run has come to its end, with the run folder: may write there what the person
+    should have, and returns lines to print."""
     notes: list[str] = field(default_factory=list[str])
     """What the person should know before training starts: skipped files, inferred conventions."""
