@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from odonata.data.check import DataReport, check, histogram
+from odonata.data.check import DataReport, check
+from odonata.data.report_tables import histogram
 
 
 def picture(seed: int, size: int = 48) -> Image.Image:

@@ -79,7 +79,7 @@ BAD_ROWS = [
     ("0.png", "2: the caption is missing"),
     (b"0.png,caf\xe9", "2: the caption is not UTF-8; save the file as UTF-8"),
     (",a cat", "2: the picture's name is empty"),
-    ("0.png,a cat, red", "2: 3 cells, but 2 columns; a caption with ',' needs quotes"),
+    ("0.png,a cat, red", "2: 3 cells, but 2 columns; a text with ',' needs quotes"),
     ("https://a.b/c.jpg,a cat", "2: the picture 'https://a.b/c.jpg' is an address"),
 ]
 

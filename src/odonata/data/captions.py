@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from odonata.data.manifests import load_json
+from odonata.data.records import load_json
 from odonata.data.rows import Problems, Row, source_from_rows
 from odonata.data.sample import ImageTextSource
 from odonata.errors import DataError

@@ -1,10 +1,8 @@
 """A look at a data set before it is trained on: what is unreadable, repeated, empty, lopsided or strangely sized."""
 
 import hashlib
-import itertools
 import statistics
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from rich.text import Text
 
 from odonata.data.images import MAX_PIXELS
 from odonata.data.pictures import open_pictures
+from odonata.data.report_tables import Histogram, bars, histogram, listing
 from odonata.data.sample import ImageTextSource
 from odonata.errors import DataError
 
@@ -24,8 +23,6 @@ LONG_CAPTION_WORDS = 77
 HUGE_CAPTION_WORDS = 1000
 NEAR_BITS = 2
 NEAR_LEVELS = 4.0
-_SHOWN = 10
-Histogram = list[tuple[str, int]]
 
 
 @dataclass(frozen=True)
@@ -94,14 +91,14 @@ class DataReport:
         parts += listing("left out", [f"{where}: {what}" for where, what in self.problems])
         parts += listing("equal pictures", [" = ".join(group) for group in self.exact_duplicates])
         parts += listing("nearly equal pictures", [" ~ ".join(pair) for pair in self.near_duplicates or []])
-        for title, histogram in (
+        for title, counts in (
             ("shorter side, pixels", self.sides),
             ("width / height", self.aspects),
             ("words in a caption", self.words),
             ("classes", Counter(self.classes).most_common(20)),
         ):
-            if histogram:
-                parts.append(bars(title, histogram))
+            if counts:
+                parts.append(bars(title, counts))
         return Group(*parts)
 
 
@@ -238,32 +235,3 @@ def _warnings(
     if huge:
         warnings.append(f"{len(huge)} captions have more than {HUGE_CAPTION_WORDS:,} words, the first at {huge[0][0]}")
     return warnings
-
-
-def histogram(values: Sequence[float], edges: Sequence[float]) -> Histogram:
-    """Counts between edges, the ends open, empty ends left out."""
-    if not values:
-        return []
-    counts = np.bincount(np.searchsorted(np.asarray(edges), np.asarray(values), side="right"), minlength=len(edges) + 1)
-    names = [f"< {edges[0]:g}"]
-    names += [f"{low:g} – {high:g}" for low, high in itertools.pairwise(edges)]
-    names.append(f"≥ {edges[-1]:g}")
-    filled = np.flatnonzero(counts)
-    return [(names[i], int(counts[i])) for i in range(int(filled[0]), int(filled[-1]) + 1)]
-
-
-def bars(title: str, counts: Histogram) -> Table:
-    """A histogram as a table with bars."""
-    table = Table(title=title, show_header=False, box=None, title_justify="left", padding=(0, 1))
-    top = max(count for _, count in counts)
-    for name, count in counts:
-        table.add_row(Text(name), f"{count:,}", Text("█" * max(1, round(30 * count / top)) if count else ""))
-    return table
-
-
-def listing(title: str, lines: list[str]) -> list[RenderableType]:
-    """The first lines under a title, and how many more there are."""
-    if not lines:
-        return []
-    more = [f"… and {len(lines) - _SHOWN:,} more"] if len(lines) > _SHOWN else []
-    return [Text(f"{title}:", style="bold"), *(Text(f"  {line}") for line in [*lines[:_SHOWN], *more])]

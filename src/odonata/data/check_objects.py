@@ -17,12 +17,12 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from odonata.data.check import Histogram, bars, histogram, listing
 from odonata.data.coverage import Coverage, coverage
 from odonata.data.framing import Framing
 from odonata.data.images import MAX_PIXELS
 from odonata.data.objects import ObjectSource
 from odonata.data.open_objects import open_objects
+from odonata.data.report_tables import Histogram, bars, histogram, listing
 from odonata.errors import DataError
 
 SMALL, LARGE = 32**2, 96**2

@@ -12,9 +12,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from odonata.data.check import listing
 from odonata.data.images import MAX_PIXELS
 from odonata.data.open_semantic import open_semantic
+from odonata.data.report_tables import listing
 from odonata.data.semantic import VOID, SemanticSource
 from odonata.data.semantic_batches import read_semantic
 from odonata.errors import DataError

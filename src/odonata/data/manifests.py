@@ -1,15 +1,12 @@
 """Manifests: CSV, TSV, JSON lines and JSON lists whose rows name a picture and its caption or class."""
 
-import csv
-import io
-import json
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from odonata.data.rows import Problems, Row, has_bad_bytes, source_from_rows
+from odonata.data.records import read_records
+from odonata.data.rows import Problems, Row, source_from_rows
 from odonata.data.sample import ImageTextSource
 from odonata.errors import DataError
 
@@ -67,9 +64,10 @@ def read_manifest(
     Raises:
         DataError: a column is missing (the message lists those present), or a row is bad and rows are not skipped.
     """
-    records = list(_records(path, problems))
+    records = list(read_records(path, problems.report))
     if not records:
-        raise DataError(f"{path}: the manifest has no usable rows")
+        empty = path.stat().st_size == 0
+        raise DataError(f"{path}: the manifest {'is empty' if empty else 'has no usable rows'}")
     present = tuple(dict.fromkeys(key for _, record in records for key in record))
     columns = find_columns(path, present, image_column, caption_column)
     rows = (_row(where, record, columns, class_template, problems) for where, record in records)
@@ -129,82 +127,3 @@ def _caption_list(value: Any) -> list[Any]:
     if not isinstance(value, list):
         return [value]
     return [item.get("raw", item.get("caption")) if isinstance(item, Mapping) else item for item in value]
-
-
-def read_text(path: Path) -> str:
-    """The file as text; bytes that are not UTF-8 are kept as surrogates, so that their row can be named."""
-    try:
-        return path.read_bytes().decode("utf-8-sig", errors="surrogateescape")
-    except OSError as error:
-        raise DataError(f"{path}: cannot read the file: {error.strerror or error}") from error
-
-
-def _records(path: Path, problems: Problems) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    suffix = path.suffix.lower()
-    if suffix in (".csv", ".tsv"):
-        return _csv_records(path, "\t" if suffix == ".tsv" else ",", problems)
-    if suffix == ".json":
-        return _json_records(path, problems)
-    return _json_lines(path, problems)
-
-
-def _csv_records(path: Path, delimiter: str, problems: Problems) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # captions of a whole page are long, not wrong
-    reader = csv.reader(io.StringIO(read_text(path), newline=""), delimiter=delimiter)
-    try:
-        header = next(reader, None)
-        if header is None:
-            raise DataError(f"{path}: the manifest is empty; its first line must name the columns")
-        line = reader.line_num
-        for cells in reader:
-            where, line = f"{path}:{line + 1}", reader.line_num
-            if not cells:
-                continue
-            if len(cells) > len(header):
-                problems.report(
-                    where, f"{len(cells)} cells, but {len(header)} columns; a caption with {delimiter!r} needs quotes"
-                )
-                continue
-            yield where, dict(zip(header, [*cells, *[None] * (len(header) - len(cells))], strict=True))
-    except csv.Error as error:
-        raise DataError(f"{path}:{reader.line_num}: not a valid table: {error}") from error
-
-
-def _json_lines(path: Path, problems: Problems) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
-        where = f"{path}:{number}"
-        if not line.strip():
-            continue
-        if has_bad_bytes(line):
-            problems.report(where, "the line is not UTF-8; save the file as UTF-8")
-            continue
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            problems.report(where, f"not valid JSON: {error.msg} at column {error.colno}")
-            continue
-        if not isinstance(record, dict):
-            problems.report(where, f"want an object {{...}}, got {type(record).__name__}")
-            continue
-        yield where, record
-
-
-def _json_records(path: Path, problems: Problems) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    for number, record in enumerate(load_json(path)):
-        where = f"{path}: item {number}"
-        if isinstance(record, dict):
-            yield where, record
-        else:
-            problems.report(where, f"want an object {{...}}, got {type(record).__name__}")
-
-
-def load_json(path: Path) -> Any:
-    """Parse a JSON file. Raises DataError with the line of a mistake."""
-    text = read_text(path)
-    if has_bad_bytes(text):
-        line = next(number for number, line in enumerate(text.split("\n"), 1) if has_bad_bytes(line))
-        raise DataError(f"{path}:{line}: the file is not UTF-8; save it as UTF-8")
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}:{error.lineno}: not valid JSON: {error.msg} at column {error.colno}") from error

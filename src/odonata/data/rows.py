@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from odonata.data.records import has_bad_bytes
 from odonata.data.sample import ImageRef, ImageText, ImageTextSource, Problem
 from odonata.errors import DataError
 
@@ -137,11 +138,6 @@ def _good_captions(row: Row, problems: Problems) -> list[str]:
         else:
             captions.append(caption.strip())
     return captions
-
-
-def has_bad_bytes(text: str) -> bool:
-    """Whether text that was decoded with `surrogateescape` holds bytes that are not UTF-8."""
-    return any("\ud800" <= char <= "\udfff" for char in text) if not text.isascii() else False
 
 
 def _find(row: Row, roots: Sequence[Path], problems: Problems) -> ImageRef | None:
