@@ -80,7 +80,9 @@ def test_list_shows_methods_and_marks():
 def test_show(name):
     assert f"odonata train {name}" in odonata("show", name).out
     shown = odonata("show", name, "--json").json
-    assert shown["name"] == name and "arXiv" in shown["paper"] and set(shown["marks"]) == set(MARKS)
+    assert shown["name"] == name and set(shown["marks"]) == set(MARKS)
+    # The tables of a book, and GPT-2's report, have no number there.
+    assert "arXiv" in shown["paper"] or name == "gridworld"
 
 
 @pytest.mark.parametrize(
@@ -152,6 +154,8 @@ def other_values(value, hint):
         return [(), (3, 5)] if Ellipsis in arguments else [tuple(number + 1 for number in value)]
     if origin is tuple and typing.get_origin(arguments[0]) is tuple:
         return [(), value[:1] or ((0.0, 9.0), (3.5, 1e8))]
+    if origin is tuple and arguments[0] is str:
+        return [(), ("one", "an other")]
     if origin is tuple:
         return [(0.25,) * len(value)] if Ellipsis not in arguments else [(), (0.1, 0.5)]
     if origin is dict:

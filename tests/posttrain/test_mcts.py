@@ -41,6 +41,21 @@ def hand_tree(players, **options):
     return MCTS(problem, by_value(lambda states: [values[state] for state in states]), "", config)
 
 
+def test_a_search_can_be_asked_from_outside():
+    values = {"": 0.0, "a": 0.2, "b": 0.5, "aa": 0.1}
+    alone, driven = hand_tree(1), hand_tree(1)
+    search = driven.searching(4)
+    wanted, asked = next(search), []
+    with pytest.raises(StopIteration) as end:
+        while True:
+            asked += wanted
+            wanted = search.send([Evaluation(values[state]) for state in wanted])
+    assert end.value.value == alone.run(4)
+    assert asked[0] == "" and len(asked) == 4
+    with pytest.raises(RecipeError, match="one simulation or more, not 0"):
+        next(driven.searching(0))
+
+
 def binary(depth, worth):
     return Branching([("l", 1.0), ("r", 1.0)], lambda state: worth[state] if len(state) == depth else None)
 

@@ -81,7 +81,14 @@ def train_recipe(chosen: Recipe, resume_from: Path | None = None) -> Path:
             )
         check_writable(folder)
         torch.manual_seed(chosen.seed)
-        build = resolve(room_index(find(chosen.name).room).BUILD)
+        room = room_index(find(chosen.name).room)
+        if runner := getattr(room, "RUNNERS", {}).get(chosen.name):
+            lines = resolve(runner)(chosen, folder, world, resume=resume_from is not None)
+            if world.leads:
+                print(*lines, sep="\n")
+                print(f"report: {report_run(folder)}")
+            return folder
+        build = resolve(room.BUILD)
         # Without a checkpoint the run starts over, from whatever it started from: --init, a tower, a filter.
         begun = resume_from is not None and latest_step(folder / "checkpoints") is not None
         task = build(chosen, folder / "assets" if begun else None)
@@ -111,8 +118,10 @@ def report_run(folder: Path, pictures: int = 12) -> Path:
     from odonata.app.report import Exhibit, write_report
 
     chosen = read_run_recipe(folder)
-    exhibits = resolve(room_index(find(chosen.name).room).EXHIBITS)(chosen, folder, pictures) if pictures else []
-    return write_report(folder, [Exhibit(picture, lines) for picture, lines in exhibits])
+    room = room_index(find(chosen.name).room)
+    exhibits = resolve(room.EXHIBITS)(chosen, folder, pictures) if pictures else []
+    panels = resolve(room.PANELS)(chosen, folder) if hasattr(room, "PANELS") else []
+    return write_report(folder, [Exhibit(picture, lines) for picture, lines in exhibits], panels)
 
 
 def read_run_recipe(folder: Path) -> Recipe:

@@ -6,7 +6,7 @@ import difflib
 import importlib
 import importlib.resources
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
@@ -18,12 +18,12 @@ from odonata.errors import RecipeError
 if TYPE_CHECKING:
     from odonata.engine.recipe import Recipe
 
-ROOMS = ("align", "represent", "detect", "segment", "distill")
+ROOMS = ("align", "represent", "detect", "segment", "language", "decide", "posttrain", "distill")
 """The rooms that are furnished."""
 
-RECOGNISED_IN = ("align", "detect", "segment", "represent")
-"""Rooms that know published weights, in the order in which they are asked: a detector holds a tower, and a tower alone
-comes last."""
+RECOGNISED_IN = ("decide", "align", "detect", "segment", "posttrain", "language", "represent")
+"""Rooms that know published weights, in the order in which they are asked: tables and small policies come first, whose
+files have kinds of their own; a detector holds a tower, and a tower alone comes last."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,18 @@ def default_recipe(name: str) -> Recipe:
         RecipeError: no such method.
     """
     return cast("Callable[[], Recipe]", resolve(find(name).card.recipe))()
+
+
+def named_presets(name: str) -> Mapping[str, Mapping[str, Any]]:
+    """Return what `--preset` takes for a method: name → fields with their values; nothing where there is none.
+
+    Raises:
+        RecipeError: no such method.
+    """
+    room = room_index(find(name).room)
+    if hasattr(room, "PRESETS"):
+        return resolve(room.PRESETS)(name)
+    return getattr(default_recipe(name).method, "presets", {})
 
 
 def resolve(reference: str) -> Any:

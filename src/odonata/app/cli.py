@@ -18,14 +18,24 @@ COMMANDS = {
     ),
     "train": ("odonata.app.commands.train:train", "train a method, or a saved recipe, on your data"),
     "resume": ("odonata.app.commands.train:resume", "go on with a run that was stopped or killed"),
+    "doctor": ("odonata.app.commands.doctor:doctor", "what is wrong with a run, and what to do about it"),
+    "explain": (
+        "odonata.app.commands.explain:explain",
+        "a method's options and equations, and how its defaults differ from the paper's",
+    ),
     "compare": ("odonata.app.commands.compare:compare", "runs side by side: what differs, and what came out"),
     "evaluate": (
         "odonata.app.commands.evaluate:evaluate",
         "measure a run or weights: retrieval, zero-shot, kNN, probes, fine-tuning",
     ),
     "predict": ("odonata.app.commands.predict:predict", "what a model says of pictures"),
+    "generate": ("odonata.app.commands.generate:generate", "what a language model makes of prompts"),
+    "chat": ("odonata.app.commands.chat:chat", "a conversation with a language model"),
     "embed": ("odonata.app.commands.search:embed", "pictures to vectors on disk"),
-    "search": ("odonata.app.commands.search:search", "find pictures by words or by a picture"),
+    "search": (
+        "odonata.app.commands.search:search",
+        "find pictures by words or by a picture; or answers of a language model, with more compute",
+    ),
     "features": (
         "odonata.app.commands.features:features",
         "what a tower sees, layer by layer, as numbers and pictures",

@@ -57,12 +57,13 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def write_report(folder: Path, gallery: Sequence[Exhibit] = ()) -> Path:
+def write_report(folder: Path, gallery: Sequence[Exhibit] = (), panels: Sequence[tuple[str, str]] = ()) -> Path:
     """Write `report.html` into a run folder and return its path.
 
     Args:
         folder: the run.
         gallery: pictures to show; a page written again without them keeps none.
+        panels: sections that the room adds: a title, and HTML that needs no other file.
 
     Raises:
         RunError: not a run folder.
@@ -81,6 +82,8 @@ def write_report(folder: Path, gallery: Sequence[Exhibit] = ()) -> Path:
     ]  # fmt: skip
     if gallery:
         parts += ["<h2>Held-back pictures</h2>", *map(_figure, gallery)]
+    for title, content in panels:
+        parts += [f"<h2>{html.escape(title)}</h2>", content]
     parts += [
         "<h2>To repeat it</h2>",
         f"<pre>odonata train {html.escape(str(folder / 'config.yaml'))}</pre>",

@@ -235,10 +235,75 @@ CLAIMS = {
         "The best map of a network of stride 32 is worse than that of stride 16, and this than that of 8.",
         "odonata.claims.segment_stride:CLAIM",
     ),
+    "robbins-monro": ClaimCard(
+        "decide",
+        "A noisy search rests at its root under Robbins and Monro's conditions, and misses it without any one of them.",
+        "odonata.claims.decide_robbins_monro:CLAIM",
+    ),
+    "monte-carlo-dp": ClaimCard(
+        "decide",
+        "Monte Carlo and temporal differences come to the values that dynamic programming finds with the model.",
+        "odonata.claims.decide_monte_carlo:CLAIM",
+    ),
+    "r1-zero": ClaimCard(
+        "posttrain",
+        "Rewarded for right answers alone, a model comes to write its steps; one that never learned them does not.",
+        "odonata.claims.posttrain_r1_zero:CLAIM",
+    ),
+    "preference-compute": ClaimCard(
+        "posttrain",
+        "From the same pairs DPO is as good as a reward model with reinforcement, at half the cost; then it decays.",
+        "odonata.claims.posttrain_compute:CLAIM",
+    ),
+    "distillation-beats-rl": ClaimCard(
+        "posttrain",
+        "A small model learns more from a larger one's right answers than from rewards for its own.",
+        "odonata.claims.posttrain_distil:CLAIM",
+    ),
     "distillation-losses": ClaimCard(
         "distill",
         "Soft targets beat the student alone, and need their T²; all thirteen losses compared.",
         "odonata.claims.distill_losses:CLAIM",
+    ),
+    "test-time-scaling": ClaimCard(
+        "posttrain",
+        "Votes and best of N by log-probability gain up to 64 samples; by a learned judge up to 8, and then they lose.",
+        "odonata.claims.posttrain_test_time:CLAIM",
+    ),
+    "preference-losses": ClaimCard(
+        "posttrain",
+        "DPO, IPO, KTO and SimPO each raise right answers by more than ten points from the same pairs.",
+        "odonata.claims.posttrain_preferences:CLAIM",
+    ),
+    "reward-hacking": ClaimCard(
+        "posttrain",
+        "A learned reward alone is earned without being right; a price on leaving the reference prevents that.",
+        "odonata.claims.posttrain_hacking:CLAIM",
+    ),
+    "grouped-query-attention": ClaimCard(
+        "language",
+        "Heads of queries that share keys in pairs cost next to nothing, and halve the cache.",
+        "odonata.claims.language_gqa:CLAIM",
+    ),
+    "mcts-perfect-player": ClaimCard(
+        "posttrain",
+        "More simulations lose less often to a perfect player, if values change sign from ply to ply.",
+        "odonata.claims.posttrain_mcts:CLAIM",
+    ),
+    "kl-gradients": ClaimCard(
+        "posttrain",
+        "As losses k1 has no gradient, k2 that of KL(π‖π_ref), k3 that of KL(π_ref‖π); the ratio mends all three.",
+        "odonata.claims.posttrain_kl:CLAIM",
+    ),
+    "loss-normalisation": ClaimCard(
+        "posttrain",
+        "What a loss is divided by favours short wrong answers, hard and easy prompts, or lone micro-batches.",
+        "odonata.claims.posttrain_normalisation:CLAIM",
+    ),
+    "ppo-clip": ClaimCard(
+        "decide",
+        "With ten passes over each rollout the clipped objective learns better than the same surrogate unclipped.",
+        "odonata.claims.decide_ppo:CLAIM",
     ),
 }
 """Every claim by name."""

@@ -69,6 +69,11 @@ def leave_world() -> None:
         dist.destroy_process_group()
 
 
+def world_size() -> int:
+    """Return how many ranks have joined."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
 def check_devices(devices: int, device: str) -> None:
     """Refuse more processes than there are GPUs, or CPU cores.
 

@@ -38,6 +38,11 @@ OVERFIT = 0.02
 """Share by which a held-back loss must lie above its best value: about the noise of a few hundred rows."""
 WAIT = 0.25
 """Share of the time spent waiting for data from which more workers pay."""
+LOST = 0.05
+"""Fall of a share from its best that two evaluations in a row must show, or twice that in one: with 256 rows a standard
+error is 0.025 at four of five right, and less where more are."""
+LOWER = 1 / 3
+"""What a rate that is too high is multiplied by to begin with; one that is too low by its inverse."""
 WATCHING = "run watch: "
 """How warnings begin that a run gave itself: the doctor finds what they say anew."""
 
@@ -121,6 +126,13 @@ class Curve:
     def falls(self, least: float = 0.0) -> bool:
         """Whether the end lies below the start by more than noise and `least`."""
         return len(self) >= ENOUGH and -self.rise > max(least, ERRORS * self.error)
+
+    def lost(self) -> bool:
+        """Whether a share that is measured now and then was better before than it is now, by more than chance."""
+        if len(self) < 2:
+            return False
+        best = max(self.values)
+        return max(self.values[-2:]) < best - LOST or self.values[-1] < best - 2 * LOST
 
     def best(self, sign: int = 1) -> tuple[int, float]:
         """Return the step and value of the highest line, or of the lowest where `sign` is −1; the first of equals."""
@@ -215,7 +227,7 @@ def general(record: Record, *, minimises: bool = True) -> Iterator[Finding]:
     if minimises and (loss := record.curve("loss")) and loss.rises(LOSS_RISE * abs(loss.start.mean)):
         yield Finding(
             "loss rises", "watch", f"the loss rises from {loss.start.mean:.4g} to {loss.end.mean:.4g}.",
-            "Lower the rate, or warm up longer.", _lower_rate(record),
+            "Lower the rate, or warm up longer.", rate_times(record, LOWER),
         )  # fmt: skip
     yield from _overfitting(record)
     wait = record.curve("wait")
@@ -246,7 +258,7 @@ def _not_finite(record: Record) -> Iterator[Finding]:
         if bad:
             yield Finding(
                 "not a number", "wrong", f"{', '.join(bad)} is not finite at step {row['step']}.",
-                "Lower the rate, clip by the norm, or train in full precision.", _lower_rate(record),
+                "Lower the rate, clip by the norm, or train in full precision.", rate_times(record, LOWER),
             )  # fmt: skip
             return
 
@@ -271,7 +283,7 @@ def _gradients(record: Record) -> Iterator[Finding]:
             yield Finding(
                 "gradient spikes", "watch",
                 f"{name} is above {SPIKE:.0f} times its median of {middle:.3g} at step {shown}, {high:.3g} at most.",
-                "Look at the rows of these steps; clip by the norm, or lower the rate.", _lower_rate(record),
+                "Look at the rows of these steps; clip by the norm, or lower the rate.", rate_times(record, LOWER),
             )  # fmt: skip
 
 
@@ -290,9 +302,10 @@ def _overfitting(record: Record) -> Iterator[Finding]:
             )  # fmt: skip
 
 
-def _lower_rate(record: Record) -> str:
+def rate_times(record: Record, factor: float) -> str:
+    """Return the option that sets the learning rate to so many times what it was."""
     rate = record.option("optim.lr")
-    return f"--optim.lr {rate / 3:.1g}" if isinstance(rate, (int, float)) else ""
+    return f"--optim.lr {rate * factor:.1g}" if isinstance(rate, (int, float)) else "--optim.lr"
 
 
 def _is_number(value: Any) -> bool:

@@ -83,13 +83,24 @@ class Engine:
 
     @contextlib.contextmanager
     def gathered(self, network: nn.Module) -> Generator[None]:
-        """Make a network's own methods usable where its parameters are sharded: they are whole for the while."""
-        sharded = [module for module in (network, *self.method.networks()) if isinstance(module, FSDPModule)]
+        """Make a network's own methods usable where its parameters are sharded: they are whole for the while.
+
+        Within, ranks need not call it equally often. All must enter, and nothing may be differentiated.
+        """
+        modules = [module for part in (network, *self.method.networks()) for module in part.modules()]
+        sharded = [module for module in dict.fromkeys(modules) if isinstance(module, FSDPModule)]
+        # The hooks of a call would gather again what is whole, together with ranks that do not call now.
+        hooks = [hooks for m in sharded for hooks in (m._forward_pre_hooks, m._forward_hooks)]  # pyright: ignore
+        kept = [dict(part) for part in hooks]
         for module in sharded:
             module.unshard()
+        for part in hooks:
+            part.clear()
         try:
             yield
         finally:
+            for part, before in zip(hooks, kept, strict=True):
+                part.update(before)
             for module in sharded:
                 module.reshard()
 
@@ -171,6 +182,11 @@ class Engine:
         same however it is divided. Ranks may have different numbers of parts, one at least.
         """
         wrapped, logs = self.wrapped(network), dict[str, Tensor]()
+        # Every call gathers what is sharded, so ranks must call equally often: some a last part again, for nothing.
+        calls = int(agree_on_largest([len(parts)], self.world.device)[0]) if self.sharded else len(parts)
+        for part in [parts[-1]] * (calls - len(parts)):
+            with self.autocast():
+                (wrapped(part)["loss"] * 0).backward()
         for index, part in enumerate(parts):
             with self._no_sync(wrapped) if index < len(parts) - 1 else contextlib.nullcontext():
                 with self.autocast():
@@ -236,7 +252,7 @@ class Engine:
                 if self.step % recipe.log_every == 0 or self.step == recipe.steps:
                     scalars = mean_over_ranks(scalars, device)
                     self._log(logs, scalars, speed, waited / elapsed)
-                    if self.task.watch:
+                    if self.task.watch and self.world.leads:
                         self.task.watch(self.step, scalars)
                     waited, began, since = 0.0, time.perf_counter(), self.step
             evaluated = self.task.evaluate is not None and (
@@ -248,7 +264,7 @@ class Engine:
                 bar.say(f"step {self.step}: " + "  ".join(f"{k} {v:.4g}" for k, v in figures.items()))
                 for log in logs:
                     log.log(self.step, figures)
-                if self.task.watch:
+                if self.task.watch and self.world.leads:
                     self.task.watch(self.step, figures)
                 began += time.perf_counter() - paused
             ended = self._save_if_due(figures if evaluated else None, bar)
@@ -293,7 +309,7 @@ class Engine:
         devices = [self.world.device] if self.world.device.type == "cuda" else []
         averaged = self.ema.applied(self.method) if self.ema else contextlib.nullcontext()
         self.method.eval()
-        with torch.random.fork_rng(devices), averaged, torch.no_grad():
+        with torch.random.fork_rng(devices), averaged, torch.no_grad(), self.gathered(self.method):
             figures = self.task.evaluate(self.method)
         self.method.train()
         return figures

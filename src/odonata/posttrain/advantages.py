@@ -7,7 +7,8 @@ Notable:
   it is not `live`.
 - GAE steps over holes in the mask (a tool's output amid an answer) as if they were not there, and ends at the last
   token.
-- Whitening can take its sums from all ranks; nothing else here looks beyond its own rows, or groups.
+- Whitening and the batch's deviation can take their sums from all ranks; nothing else here looks beyond its own rows,
+  or groups.
 """
 
 from typing import Literal, NamedTuple
@@ -39,13 +40,16 @@ class GAE(NamedTuple):
 
 
 @torch.no_grad()
-def group_advantages(rewards: Float[Tensor, "groups group"], *, scale: Scale = "group") -> GroupAdvantages:
+def group_advantages(
+    rewards: Float[Tensor, "groups group"], *, scale: Scale = "group", sums: Float64[Tensor, "3"] | None = None
+) -> GroupAdvantages:
     """Return GRPO's advantages: rewards less their group's mean, over a standard deviation + 1e-4.
 
     Args:
         rewards: of the answers; NaN for one that could not be scored.
-        scale: the deviation of the "group" (GRPO), of the whole "batch" handed in (which must then be that of all
-            ranks), or "none" (Dr. GRPO). It is Bessel's, over n − 1.
+        scale: the deviation of the "group" (GRPO), of the whole "batch", or "none" (Dr. GRPO). It is Bessel's, over
+            n − 1.
+        sums: for "batch": `masked_sums` of all known rewards, added up over ranks; None: of those handed in.
 
     Raises:
         RecipeError: groups of one answer, an infinite reward, or no such scale.
@@ -63,8 +67,10 @@ def group_advantages(rewards: Float[Tensor, "groups group"], *, scale: Scale = "
     centred = (known - known.sum(1, keepdim=True) / count.clamp(min=1)).masked_fill(~(scored & live[:, None]), 0)
     if scale == "group":
         centred = centred / ((centred.square().sum(1, keepdim=True) / (count - 1).clamp(min=1)).sqrt() + 1e-4)
-    elif scale == "batch" and int(scored.sum()) > 1:
-        centred = centred / (rewards[scored].std() + 1e-4)
+    elif scale == "batch":
+        total, known_sum, squares = masked_sums(rewards, scored) if sums is None else sums
+        variance = ((squares - known_sum.square() / total.clamp(min=1)) / (total - 1).clamp(min=1)).clamp(min=0)
+        centred = centred / (variance.sqrt() + 1e-4).to(centred.dtype)
     return GroupAdvantages(centred, scored, live)
 
 

@@ -94,7 +94,7 @@ def policy_terms(
     >>> policy_terms(zero, zero - 1, one[0], one.bool()).losses  # the ratio is e, and counts as 1.2
     tensor([[-1.2000]])
     """
-    _check_policy(kind, clip_low, clip_high)
+    check_clip(kind, clip_low, clip_high)
     logprobs, old = logprobs.masked_fill(~mask, 0), old_logprobs.detach().masked_fill(~mask, 0)
     gain = (advantages[:, None] if advantages.ndim == 1 else advantages).detach().expand_as(mask).masked_fill(~mask, 0)
     log_ratio = logprobs - old
@@ -331,7 +331,12 @@ def _check_aggregation(how: str) -> None:
         raise RecipeError(f"no aggregation {how!r}; there are token, sequence and constant")
 
 
-def _check_policy(kind: str, clip_low: float | None, clip_high: float | None) -> None:
+def check_clip(kind: str, clip_low: float | None, clip_high: float | None) -> None:
+    """Refuse bounds that no ratio can have.
+
+    Raises:
+        RecipeError: no such kind, or a bound outside its range.
+    """
     if kind not in ("ppo", "cispo", "sequence"):
         raise RecipeError(f"no kind {kind!r} of policy loss; there are ppo, cispo and sequence")
     if clip_low is not None and not 0 <= clip_low <= 1:

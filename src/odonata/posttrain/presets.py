@@ -1,6 +1,6 @@
 """What the papers of the GRPO family set, and what TRL 1.16 sets by default, side by side. Needs no torch.
 
-`odonata explain NAME` shows them beside the recipe, and `odonata train NAME --preset paper` or `--preset trl` takes them.
+`odonata explain NAME` shows them beside the recipe; `odonata train NAME --preset paper` or `--preset trl` takes them.
 What the papers on pairs, judgements and examples set stands in `presets_offline.py`.
 
 Notable: TRL's defaults are those of no paper: `loss_type="dapo"` without DAPO's higher clip, no divergence, groups of
@@ -9,6 +9,8 @@ does not do. A CISPO run with its default `epsilon_high` bounds every weight by 
 
 Values that a paper does not print are TRL's, or those of the source that `SOURCES` names.
 """
+
+from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
@@ -122,8 +124,6 @@ def settings(options: Mapping[str, Value]) -> dict[str, Value]:
     fields: dict[str, Value] = {}
     for name, value in options.items():
         fields[FIELDS.get(name, name)] = ROUNDS * bool(value) if name == "drop_dead_groups" else value
-    # What multiplies a divergence that is not there does nothing, and is refused.
-    fields["kl_corrected"] = bool(fields["kl_corrected"]) and bool(fields["beta"])
     return fields
 
 
@@ -140,7 +140,7 @@ def named(method: str) -> dict[str, dict[str, Value]]:
 
 
 def applied(recipe: Recipe, default: Recipe) -> Recipe:
-    """Return a recipe with its preset filled in; what differs from the method's default recipe was set by hand and stays.
+    """Return a recipe with its preset filled in; what differs from the method's own recipe was set by hand and stays.
 
     Raises:
         RecipeError: there is no such preset.
@@ -149,6 +149,9 @@ def applied(recipe: Recipe, default: Recipe) -> Recipe:
     fields = presets.get(recipe.method.preset, {})
     own = {name: {k: v for k, v in column.items() if "." not in k} for name, column in presets.items()}
     method = with_preset(recipe.method, own, default.method)
+    if not method.beta and not recipe.method.kl_corrected:
+        # What multiplies a divergence that is not there does nothing, and is refused.
+        method = dataclasses.replace(method, kl_corrected=False)
     optim = recipe.optim
     if "optim.lr" in fields and optim.lr == default.optim.lr:
         optim = dataclasses.replace(optim, lr=fields["optim.lr"])

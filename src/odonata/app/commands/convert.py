@@ -10,6 +10,7 @@ from typing import Annotated
 import tyro
 
 from odonata.app.commands.arguments import parse
+from odonata.errors import RecipeError
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,8 @@ class ConvertArguments:
     out: Annotated[Path, tyro.conf.Positional]
     """Folder to write; it must not hold anything."""
     to: str = "hf"
-    """The layout: odonata, hf; openai, open_clip, big_vision for two towers; timm, torchvision, … for backbones."""
+    """The layout: odonata, hf; openai, open_clip, big_vision for two towers; timm, torchvision, … for backbones; peft
+    for a language model's adapters alone."""
     layout: str | None = None
     """The layout of the source, where it is not to be found out."""
     tokenizer: Path | None = None
@@ -43,6 +45,8 @@ class ConvertArguments:
     """For bare EfficientNets: tf or torch padding and epsilon, which the file does not tell."""
 
 
+_PAIR_OPTIONS = ("layout", "tokenizer", "quick_gelu", "allow_torchscript")
+_ROOMS_OF_WORDS = ("language", "posttrain")
 _TOWER_OPTIONS = ("num_heads", "part", "convention")
 
 
@@ -53,7 +57,11 @@ def convert(arguments: Sequence[str]) -> None:
 
     published = not (options.source / "config.yaml").is_file() and not (options.source / "model.json").is_file()
     room = "align" if options.layout else room_of(options.source) if published else ""
-    names = ("layout", "tokenizer", "quick_gelu", "allow_torchscript") if room == "align" else _TOWER_OPTIONS
+    names = {"align": _PAIR_OPTIONS, **dict.fromkeys(_ROOMS_OF_WORDS, ())}.get(room, _TOWER_OPTIONS)
+    if room in _ROOMS_OF_WORDS:
+        for name in (*_PAIR_OPTIONS, *_TOWER_OPTIONS):
+            if getattr(options, name):
+                raise RecipeError(f"--{name.replace('_', '-')} tells of pictures' models; {options.source} is of words")
     more = {name: getattr(options, name) for name in names} if published else {}
     model = load(options.source, device="cpu", **more)
     for note in model.notes:

@@ -19,6 +19,9 @@ ROOMS = {
     "detect": ("odonata.app.commands.evaluate_detect", "DetectArguments", "evaluate_detect"),
     "segment": ("odonata.app.commands.evaluate_segment", "SegmentArguments", "evaluate_segment"),
     "distill": ("odonata.app.commands.evaluate_represent", "RepresentArguments", "evaluate_represent"),
+    "language": ("odonata.app.commands.evaluate_language", "LanguageArguments", "evaluate_language"),
+    "decide": ("odonata.app.commands.evaluate_decide", "DecideArguments", "evaluate_decide"),
+    "posttrain": ("odonata.app.commands.evaluate_recipe", "RecipeArguments", "evaluate_recipe"),
 }
 """Room → module, its arguments, and its function from arguments to figures."""
 
@@ -37,7 +40,8 @@ def evaluate(arguments: Sequence[str]) -> None:
     for column in ("figure", "value", "95 % interval", "of", ""):
         table.add_column(column, justify="left" if column in ("figure", "") else "right")
     for name, figure in figures.items():
-        percent = (figure["high"] is not None and "rank" not in name) or name.startswith(SHARES)
+        bounded = figure["high"] is not None and "rank" not in name and not name.startswith(NO_SHARES)
+        percent = bounded or name.startswith(SHARES)
         shown = [_shown(figure[key], percent) for key in ("value", "low", "high")]
         interval = f"{shown[1]} – {shown[2]}" if figure["high"] is not None else ""
         table.add_row(name, shown[0], interval, str(figure["count"]), figure.get("note", ""))
@@ -54,6 +58,10 @@ SHARES = ("AP", "AR", "VOC/", "mIoU", "IoU", "pixel_accuracy", "mean_accuracy", 
 """How the names of figures begin that are shares without an interval."""
 
 
+NO_SHARES = ("return", "nats", "perplexity", "bits_per_byte")
+"""How the names of figures begin that have an interval and are no shares."""
+
+
 def usage() -> str:
     """Return the help of `odonata evaluate` itself."""
     return """usage: odonata evaluate MODEL [options]
@@ -62,7 +70,9 @@ Measures a run, or published weights. What can be asked depends on what MODEL is
   pictures and words   --retrieval, --zeroshot, --probe, --knn
   pictures alone       --knn, --probe, --few-shot, --finetune, --baselines, each on --data.path
   detectors            COCO's AP by size and class, --voc, --curves, --masks; why it is zero where it is
-  segmenters           mIoU and each class's IoU, pixel accuracy; --flip, --scales, --tile"""
+  segmenters           mIoU and each class's IoU, pixel accuracy; --flip, --scales, --tile
+  what decides         returns of played episodes; how far tables are from the exact values
+  language models      nats and perplexity of texts; after post-training, what held-back prompts earn"""
 
 
 def arguments_of(arguments: Sequence[str]) -> Any:

@@ -20,7 +20,12 @@ def predict(arguments: Sequence[str]) -> None:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())
         return
-    module, kind, function = ROOMS[room_of_model(arguments)]
+    room = room_of_model(arguments)
+    if room in ("language", "posttrain"):
+        raise RecipeError("a language model says nothing of pictures: use `odonata generate MODEL PROMPT`, or chat")
+    if room not in ROOMS:
+        raise RecipeError(f"a model of {room}/ says nothing of pictures")
+    module, kind, function = ROOMS[room]
     found = importlib.import_module(module)
     getattr(found, function)(parse(getattr(found, kind), "predict", arguments))
 

@@ -1,4 +1,7 @@
-"""`odonata embed` and `odonata search`: pictures to vectors, and words or a picture to the nearest of them."""
+"""`odonata embed` and `odonata search`: pictures to vectors, and words or a picture to the nearest of them.
+
+`odonata search` is also what searches the answers of a language model; which of both is meant, its arguments say.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from rich.progress import track
 from rich.table import Table
 
 from odonata.app.commands.arguments import at_least, parse, pictures_in, print_json, print_table
+from odonata.app.commands.search_answers import OPTIONS, is_model, search_answers
 from odonata.errors import DataError, RecipeError
 
 
@@ -80,7 +84,41 @@ class SearchArguments:
     """For programs: a list of {image, cosine}."""
 
 
+USAGE = """usage: odonata search VECTORS "words" | VECTORS --image PICTURE
+       odonata search MODEL TASK --by WAYS --budget N
+
+Searches one of two things; what comes first says which.
+  vectors, as `odonata embed` writes them   the pictures nearest to words or to a picture
+  a language model                          answers to questions: greedy, samples, beams, best of n, votes, process
+                                            rewards, trees; how many are right, by the answers that each may take
+
+`odonata search VECTORS --help` and `odonata search MODEL --help` list the options of either."""
+
+
 def search(arguments: Sequence[str]) -> None:
+    """Search vectors for pictures, or the answers of a language model."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE)
+        if not arguments:
+            raise RecipeError("search what? Name vectors, or a language model")
+    elif _is_about_answers(arguments):
+        search_answers(arguments)
+    else:
+        search_vectors(arguments)
+
+
+def _is_about_answers(arguments: Sequence[str]) -> bool:
+    """Whether a language model is searched: it comes first; or an option says so that vectors do not have."""
+    if not arguments[0].startswith("-") and Path(arguments[0]).exists():
+        return is_model(Path(arguments[0])) or _named(arguments)
+    return _named(arguments) or any(is_model(Path(part)) for part in arguments if not part.startswith("-"))
+
+
+def _named(arguments: Sequence[str]) -> bool:
+    return any(part.partition("=")[0] in OPTIONS for part in arguments)
+
+
+def search_vectors(arguments: Sequence[str]) -> None:
     """Print the nearest pictures."""
     options = parse(SearchArguments, "search", arguments)
     at_least(1, top=options.top)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 from rich.console import Console
 from rich.table import Table
 
-from odonata.app.catalog import Entry, find, methods
+from odonata.app.catalog import Entry, find, methods, named_presets
 from odonata.app.commands.arguments import parse, print_json, print_table
 from odonata.card import MARKS
 
@@ -74,7 +74,7 @@ def show(arguments: Sequence[str]) -> None:
     if options.json:
         print_json({"name": entry.name, "room": entry.room, "summary": entry.card.summary, "paper": entry.card.paper,
                     "claims": entry.card.claims, "marks": entry.marks, "evidence": evidence,
-                    **({"presets": list(_presets(entry))} if options.presets else {})})  # fmt: skip
+                    **({"presets": list(named_presets(entry.name))} if options.presets else {})})  # fmt: skip
         return
     console = Console()
     console.print(f"[bold]{entry.name}[/bold] ({entry.room})  {entry.card.summary}")
@@ -88,17 +88,10 @@ def show(arguments: Sequence[str]) -> None:
         table.add_row(_mark(entry, mark), mark, ", ".join(shown[:2]) + more if shown else "nothing recorded")
     console.print(table)
     console.print(f"claims: {', '.join(entry.card.claims) or 'none'}")
-    for preset, fields in _presets(entry).items() if options.presets else ():
+    for preset, fields in named_presets(entry.name).items() if options.presets else ():
         shown = ", ".join(f"{name} {value}" for name, value in fields.items() if isinstance(value, (str, int, float)))
         console.print(f"--preset {preset}: {shown or 'the defaults'}", highlight=False, markup=False)
     console.print(f"train:  odonata train {entry.name}    options: odonata train {entry.name} --help")
-
-
-def _presets(entry: Entry) -> Mapping[str, Mapping[str, Any]]:
-    """Named conventions of a method, preset → fields with their values."""
-    from odonata.app.catalog import default_recipe
-
-    return getattr(default_recipe(entry.name).method, "presets", {})
 
 
 def _mark(entry: Entry, mark: str) -> str:

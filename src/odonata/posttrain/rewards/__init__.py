@@ -1,4 +1,4 @@
-"""What a completion earned: rewards that can be checked, and none that is learned. Imports no torch.
+"""What a completion earned: rewards that can be checked, and those of a reward model. The index imports no torch.
 
 `reward_named("math")` gives a reward, `judge(rewards, weights, answers)` a batch of totals with their parts. A reward
 that could not judge says `None`, never 0: a failed verifier must not read as a wrong answer.

@@ -26,6 +26,10 @@ class Answered:
     """The row of the data file: answer, numbers, target, tests."""
     finished: bool
     """The completion ended with the end token; False: it was cut at the limit."""
+    prompt_ids: tuple[int, ...] = ()
+    """The prompt's tokens; empty where there is only text."""
+    ids: tuple[int, ...] = ()
+    """The completion's tokens as they were sampled, the end token included; empty where there is only text."""
 
 
 class Reward(Protocol):
@@ -63,18 +67,26 @@ def judge(rewards: Sequence[Reward], weights: Sequence[float], answers: Sequence
         RecipeError: no reward, names that repeat, or weights that do not fit.
         RunError: a reward returned something else than one finite number or `None` an answer.
     """
-    names = [reward.name for reward in rewards]
-    if not rewards:
-        raise RecipeError("there is no reward: name at least one")
-    if len(weights) != len(rewards) or not all(math.isfinite(weight) for weight in weights):
-        raise RecipeError(
-            f"{len(rewards)} rewards ({', '.join(names)}) need as many finite weights, not {list(weights)}"
-        )
-    if repeated := sorted({name for name in names if names.count(name) > 1}):
-        raise RecipeError(f"the reward {repeated[0]!r} is named twice: give it once, with the sum of the weights")
+    check_weights(names := [reward.name for reward in rewards], weights)
     parts = {reward.name: _checked(reward, answers) for reward in rewards}
     totals = [_total([parts[name][i] for name in names], weights) for i in range(len(answers))]
     return Judged(totals, parts)
+
+
+def check_weights(names: Sequence[str], weights: Sequence[float]) -> None:
+    """Refuse what no total can be made of.
+
+    Raises:
+        RecipeError: no reward, names that repeat, or weights that do not fit.
+    """
+    if not names:
+        raise RecipeError("there is no reward: name at least one")
+    if len(weights) != len(names) or not all(math.isfinite(weight) for weight in weights):
+        raise RecipeError(
+            f"{len(names)} rewards ({', '.join(names)}) need as many finite weights, not {list(weights)}"
+        )
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise RecipeError(f"the reward {repeated[0]!r} is named twice: give it once, with the sum of the weights")
 
 
 def row_field(answer: Answered, *names: str, reward: str) -> Any:

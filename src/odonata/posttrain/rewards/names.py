@@ -45,7 +45,8 @@ def reward_named(name: str) -> Reward:
 
     Args:
         name: one of `NAMES`; `format:PATTERN` with a regular expression; `length:LIMIT:MARGIN` in characters; or
-            `file.py:function`, a function of your own from a list of `Answered` to a list of numbers.
+            `run:FOLDER`, a reward model; or `file.py:function`, a function of your own from a list of `Answered` to a
+            list of numbers.
 
     Raises:
         RecipeError: no reward has that name (the nearest are listed), or its arguments do not fit.
@@ -53,6 +54,8 @@ def reward_named(name: str) -> Reward:
     kind, _, argument = name.partition(":")
     if argument and kind == "format":
         return _load("format:PatternReward")(argument)
+    if argument and kind == "run":
+        return _load("model:ModelReward")(argument)
     if argument and kind == "length":
         return _load("length:LengthReward")(*_limit_and_margin(argument))
     path, _, function = name.rpartition(":")
@@ -61,8 +64,12 @@ def reward_named(name: str) -> Reward:
     if name.endswith(".py"):
         raise RecipeError(f"the reward {name!r} names a file without its function: write {name}:FUNCTION")
     if name not in CLASSES:
+        if name == "run":
+            raise RecipeError("the reward 'run' names no reward model: write run:FOLDER, of a run or a directory")
         near = difflib.get_close_matches(name, NAMES, 3) or list(NAMES)
-        raise RecipeError(f"unknown reward {name!r}; perhaps you meant {', '.join(near)}, or file.py:function")
+        raise RecipeError(
+            f"unknown reward {name!r}; perhaps you meant {', '.join(near)}, run:FOLDER, or file.py:function"
+        )
     return _load(CLASSES[name])()
 
 

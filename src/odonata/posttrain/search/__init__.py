@@ -1,1 +1,5 @@
-"""Search at test time: beams, votes, process scores and trees. It knows no model, only functions handed in."""
+"""Search at test time: beams, votes, process scores and trees.
+
+The searches themselves know no model, only functions handed in: `beam`, `mcts`, `best_first`, `votes`, `pass_at_k`.
+`solve` brings them together with a language model and, where there is one, a reward model.
+"""

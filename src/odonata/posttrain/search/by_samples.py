@@ -3,8 +3,8 @@
 Notable:
 - Every figure is the mean over all choices of k among the n samples (see `pass_at_k`); for votes with weights, over
   choices drawn by chance, which is unbiased as well.
-- A vote elects an answer, not a text. Where texts with one answer are not all right, as when one was cut, it is as right
-  as they are on average: which of them stands for the rest is a matter of order.
+- A vote elects an answer, not a text. Where texts with one answer are not all right, as when one was cut, it is as
+  right as they are on average: which of them stands for the rest is a matter of order.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from odonata.posttrain.search.pass_at_k import best_of_k, majority_at_k
 CEILING = "pass@k"
 SAMPLE = "sample"
 LOGPROB, MEAN_LOGPROB = "log p", "log p / length"
-DRAWS = 200
-"""Choices of k samples drawn for a vote with weights."""
+DRAWS = 512
+"""Choices of k samples drawn for a vote with weights, at least."""
 
 
 @dataclass(frozen=True)
@@ -69,13 +69,12 @@ def outcomes_of(
         seed: of the choices that are drawn for votes with weights.
 
     Returns:
-        `sample`, one answer by chance; `best-of-n (…)` for each score; `vote`, and `vote (…)` for each weight; `pass@k`.
+        `sample`, one answer by chance; `best-of-n (…)` for each score; `vote`, and `vote (…)` for each weight; and
+        `pass@k`.
     """
     ways: dict[str, Callable[[int, int], float]] = {}
     for name in sampled[0].scores:
-        ways[f"best-of-n ({name})"] = lambda i, k, name=name: best_of_k(
-            sampled[i].scores[name], sampled[i].right, k
-        )
+        ways[f"best-of-n ({name})"] = lambda i, k, name=name: best_of_k(sampled[i].scores[name], sampled[i].right, k)
     if sampled[0].keys:
         ways["vote"] = lambda i, k: vote_at_k(sampled[i].keys, sampled[i].right, k)
     found = {SAMPLE: {1: [math.fsum(each.right) / len(each.right) for each in sampled]}}
@@ -127,8 +126,8 @@ def weighted_vote_at(
         weights: of each sample, 0 or more.
         right: how right each sample is.
         budgets: values of k.
-        draws: orders of the samples that are drawn; the first k of each are one choice of k, and of equal classes that
-            seen first wins.
+        draws: orders of the samples that are drawn, at least; the first k of each are one choice of k. They come as
+            rotations of fewer, so that every sample is first as often, and one vote alone is exact.
         seed: of the draws.
 
     Raises:
@@ -142,15 +141,21 @@ def weighted_vote_at(
     names = list(dict.fromkeys(key for key in keys if key is not None))
     if not names:
         return dict.fromkeys(budgets, 0.0)
-    classes = np.array([names.index(key) if key is not None else len(names) for key in keys])
-    values = np.array([[r for r, c in zip(right, classes, strict=True) if c == n] for n in range(0)])
-    del values
-    share = np.array([np.mean([r for r, c in zip(right, classes, strict=True) if c == n]) for n in range(len(names))])
-    orders = np.random.default_rng(seed).permuted(np.tile(np.arange(count), (draws, 1)), axis=1)
-    sorted_classes = classes[orders]
-    cast = np.zeros((draws, count, len(names)))
-    rows, places = np.nonzero(sorted_classes < len(names))
-    cast[rows, places, sorted_classes[rows, places]] = np.asarray(weights, float)[orders][rows, places]
-    sums = cast.cumsum(1)
-    del share
-    return {k: _elected(sums[:, k - 1], sorted_classes[:, :k], orders[:, :k], np.asarray(right, float)) for k in budgets}
+    place_of = {name: place for place, name in enumerate(names)}
+    classes = np.array([place_of.get(key, len(names)) for key in keys])  # the last is no class: what has no vote
+    share = np.array([np.mean(np.asarray(right)[classes == place]) for place in range(len(names))])
+    generator = np.random.default_rng(seed)
+    drawn = generator.permuted(np.tile(np.arange(count), (-(-draws // count), 1)), axis=1)
+    orders = np.concatenate([np.roll(drawn, turn, axis=1) for turn in range(count)])
+    votes = np.eye(len(names) + 1)[classes[orders]][:, :, :-1]
+    sums = (votes * np.asarray(weights, float)[orders][:, :, None]).cumsum(1)
+    sums[votes.cumsum(1) == 0] = -1.0  # not yet seen, which even a weight of 0 is above
+    # In a random order the class seen first is any of equal ones, so chance may break ties.
+    luck = generator.random((len(orders), len(names)))
+    found: dict[int, float] = {}
+    for k in budgets:
+        now = sums[:, k - 1]
+        best = now.max(1, keepdims=True)
+        elected = np.where(now == best, luck, -1.0).argmax(1)
+        found[k] = float(np.where(best[:, 0] >= 0, share[elected], 0.0).mean())
+    return found

@@ -104,7 +104,8 @@ def share_of_steps(steps: Sequence[float], how: Aggregate) -> float:
 
 def logistic(score: float) -> float:
     """Return σ of a score, without overflow."""
-    return 1 / (1 + math.exp(-score)) if score >= 0 else math.exp(score) / (1 + math.exp(score))
+    small = math.exp(-abs(score))
+    return 1 / (1 + small) if score >= 0 else small / (1 + small)
 
 
 def _texts(asked: Sequence[Asked], answers: Sequence[Answer]) -> tuple[list[Prompt], list[str], list[bool]]:

@@ -3,7 +3,7 @@
 From each of the beams kept, several next steps are drawn by chance; of all of them the best go on. So a process reward
 model steers an answer while it is written, where best-of-n can only choose among answers that are there.
 
-Snell et al. 2024, arXiv:2408.03314, section 5.2 and appendix E: N first steps, the best N / M kept, M next steps from
+Snell et al. 2024, arXiv:2408.03314, section 5.2: N first steps, the best N / M kept, M next steps from
 each. Lightman et al. 2023, arXiv:2305.20050, for the scores.
 
 Notable:

@@ -14,7 +14,7 @@ from odonata.errors import DataError
 from odonata.metrics.bootstrap import bootstrap_mean
 
 _COLOURS = ("#0b6bcb", "#c2410c", "#15803d", "#9333ea", "#a16207", "#0f766e", "#be185d", "#4b5563")
-_SIZE, _LEFT, _RIGHT, _TOP, _BOTTOM = (960, 600), 80, 40, 70, 70
+_SIZE, _LEFT, _RIGHT, _TOP, _BOTTOM = (960, 620), 80, 40, 106, 70
 _INK, _FAINT, _GRID = "#1f2328", "#59636e", "#d1d9e0"
 
 Outcomes = Mapping[str, Mapping[int, Sequence[float]]]
@@ -82,13 +82,23 @@ def format_table(rows: Sequence[ScalingRow]) -> str:
     budgets = sorted({row.budget for row in rows})
     cells = {(row.method, row.budget): _cell(row) for row in rows}
     methods = list(dict.fromkeys(row.method for row in rows))
-    lines = [["budget", *(str(budget) for budget in budgets)]]
-    lines += [[method, *(cells.get((method, budget), "–") for budget in budgets)] for method in methods]
-    widths = [max(len(line[n]) for line in lines) for n in range(len(lines[0]))]
-    return "\n".join(
-        "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))])
-        for line in lines
+    return _aligned(
+        [
+            ["budget", *(str(budget) for budget in budgets)],
+            *([method, *(cells.get((method, budget), "–") for budget in budgets)] for method in methods),
+        ]
     )
+
+
+def format_costs(tokens: Mapping[str, Mapping[int, float]]) -> str:
+    """Return what each method generated under each budget as text: tokens for a question, on average."""
+    budgets = sorted({budget for by_budget in tokens.values() for budget in by_budget})
+    lines = [["tokens", *(str(budget) for budget in budgets)]]
+    lines += [
+        [method, *(f"{by_budget[budget]:.1f}" if budget in by_budget else "–" for budget in budgets)]
+        for method, by_budget in tokens.items()
+    ]
+    return _aligned(lines)
 
 
 def draw_curve(rows: Sequence[ScalingRow], path: Path, *, title: str = "Accuracy by budget") -> None:
@@ -119,6 +129,15 @@ def draw_curve(rows: Sequence[ScalingRow], path: Path, *, title: str = "Accuracy
         canvas.save(path)
     except OSError as error:
         raise DataError(f"{path}: the curve cannot be written: {error.strerror}") from error
+
+
+def _aligned(lines: Sequence[Sequence[str]]) -> str:
+    """Return lines in columns, the first on the left, the others on the right."""
+    widths = [max(len(line[n]) for line in lines) for n in range(len(lines[0]))]
+    return "\n".join(
+        "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))])
+        for line in lines
+    )
 
 
 def _cell(row: ScalingRow) -> str:
@@ -156,12 +175,15 @@ def _frame(pen: ImageDraw.ImageDraw, budgets: Sequence[int], rows: Sequence[Scal
 
 
 def _legend(pen: ImageDraw.ImageDraw, methods: Sequence[str]) -> None:
-    x = float(_LEFT)
+    x, y = float(_LEFT), 52
     for number, method in enumerate(methods):
+        width = 35 + pen.textlength(method, font=_font(14))
+        if x > _LEFT and x + width - 20 > _SIZE[0] - _RIGHT:
+            x, y = float(_LEFT), y + 20
         colour = _COLOURS[number % len(_COLOURS)]
-        pen.ellipse((x, 47, x + 10, 57), fill=colour)
-        pen.text((x + 15, 52), method, font=_font(14), fill=_INK, anchor="lm")
-        x += 35 + pen.textlength(method, font=_font(14))
+        pen.ellipse((x, y - 5, x + 10, y + 5), fill=colour)
+        pen.text((x + 15, y), method, font=_font(14), fill=_INK, anchor="lm")
+        x += width
 
 
 def _line(
