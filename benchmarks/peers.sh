@@ -23,7 +23,9 @@ held=$(mktemp)
 "$peers" -m pip install --quiet --no-deps lightly==1.6.0  # its losses and heads need none of its dependencies
 "$peers" -m pip install --quiet requests tqdm  # what facenet-pytorch imports; it asks for an older torch than it needs
 "$peers" -m pip install --quiet --no-deps facenet-pytorch==2.6.0
+"$peers" -m pip install --quiet --constraint "$held" gymnasium==1.4.0 pandas  # what stable_baselines3 imports
+"$peers" -m pip install --quiet --no-deps stable_baselines3==2.9.2
 rm -f "$held"
 
 "$peers" benchmarks/torchvision_on_cpu.py
-"$peers" -m pip list 2>/dev/null | grep -Ei '^(torch|torchvision|open_clip_torch|timm|lightly|transformers|facenet-pytorch) '
+"$peers" -m pip list 2>/dev/null | grep -Ei '^(torch|torchvision|open_clip_torch|timm|lightly|transformers|facenet-pytorch|stable_baselines3) '

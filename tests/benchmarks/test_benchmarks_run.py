@@ -26,6 +26,19 @@ def test_losses_agree_and_the_table_is_printed():
 
 
 @pytest.mark.slow
+def test_log_probabilities_of_the_head_agree_and_the_table_is_printed():
+    table = printed("head_logprobs.py")
+    assert all(f"4,096  {name}" in table for name in ("ours, frozen", "full", "selective"))
+    assert "--trl was not given" in table
+
+
+@pytest.mark.slow
+def test_generation_says_what_transformers_says_and_the_table_is_printed():
+    table = printed("generate.py")
+    assert table.count("as RL has it") == 2 and table.count("equal lengths") == 2 and "transformers" in table
+
+
+@pytest.mark.slow
 def test_crd_agrees_with_its_peer_and_the_table_is_printed():
     table = printed("distill_crd.py")
     assert "loader, our loss" in table and "N = 5,000, K = 1,024" in table
@@ -56,6 +69,12 @@ def test_what_a_gpu_is_measured_by_runs_without_one():
 
 
 @pytest.mark.slow
+def test_every_table_of_the_grid_world_holds_and_is_printed():
+    table = printed("gridworld.py")
+    assert "figure 5.7(d)" in table and "FrozenLake-v1 8x8" in table and "56 sweeps an iteration: 8" in table
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(not PEERS.is_file(), reason="the peers are not installed: sh benchmarks/peers.sh")
 @pytest.mark.parametrize(
     ("name", "peer"),
@@ -81,6 +100,16 @@ def test_towers_steps_and_views_agree_with_their_peers(name, peer):
 def test_peers_agree_and_the_table_is_printed(name, peer):
     table = printed(name)
     assert "ours" in table and "open_clip" in table and peer in table
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not any(PEERS.parent.parent.glob("lib/python*/site-packages/stable_baselines3")),
+    reason="stable_baselines3 is not among the peers: sh benchmarks/peers.sh",
+)
+def test_a_policy_answers_as_stable_baselines3s_and_the_table_is_printed():
+    table = printed("ppo_control.py")
+    assert "ours" in table and "stable_baselines3" in table
 
 
 def test_without_peers_a_benchmark_says_how_to_install_them(tmp_path):

@@ -76,9 +76,7 @@ def test_rows_loss_and_gradients_are_those_of_trls_prm_trainer(name):
 # ---- labels ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("neutral", "expected"), [("good", [1, 1, 0]), ("bad", [1, 0, 0]), ("skip", [1, IGNORED, 0])]
-)
+@pytest.mark.parametrize(("neutral", "expected"), [("good", [1, 1, 0]), ("bad", [1, 0, 0]), ("skip", [1, IGNORED, 0])])
 def test_a_neutral_step_counts_as_the_option_says(neutral, expected):
     item = Steps(Prompt(text="1+1="), ("1+1", "=", "3"), (RIGHT, NEUTRAL, WRONG), "row")
     row = encode_steps(item, Encoder(LETTERS), "\n", neutral)
@@ -232,12 +230,13 @@ def test_steps_of_a_task_are_judged_after_training(tmp_path):
     judge = load(run, device="cpu")
     assert isinstance(judge, Judge) and judge.assets.steps == "digits-sum"
     assert judge.split("347#7") == [text for text, _ in steps_of("", "347#7")] == ["3", "4", "7", "#7"]
-    right, wrong = judge.step_scores("340=", ["3", "7", "7", "#7"]), judge.step_scores("340=", ["3", "8", "8", "#8"])
-    assert min(right) > min(wrong)
+    # What it learns from the base's answers is that those without running sums are guesses.
+    right, wrong = judge.step_scores("340=", ["3", "7", "7", "#7"]), judge.step_scores("340=", ["#8"])
+    assert min(right) > 0.5 > min(wrong)
     assert judge.score("340=", "377#7") == pytest.approx(min(right), rel=1e-5)
     assert judge.score("340=", "377#7", by="prod") == pytest.approx(aggregate_steps(right, "prod"), rel=1e-4)
     reward = reward_named(f"run:{run}")
-    answers = [Answered("340=", text, {}, True) for text in ("377#7", "", "388#8")]
+    answers = [Answered("340=", text, {}, True) for text in ("377#7", "", "#8")]
     assert reward(answers) == pytest.approx([min(right), 0.0, min(wrong)], rel=1e-5)
 
 

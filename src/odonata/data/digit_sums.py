@@ -1,7 +1,7 @@
 """An embedded set of texts: sums of digits, with and without the steps in between.
 
 A prompt is a row of digits, `314159=`. What follows is the last digit of their sum, either at once, `#3$`, or after the
-running sums, `348933#3$`. A model that learns from both can say either. Only the second kind it can get right.
+running sums, `348943#3$`. A model that learns from both can say either. Only the second kind it can get right.
 
 That makes it a bench for learning from rewards alone: the right behaviour is there, but rare, and nothing but the
 reward tells which it is. Texts are made by a rule, as every task whose answers a program can check is.

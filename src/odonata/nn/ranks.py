@@ -24,3 +24,27 @@ def mean_over_ranks(value: Tensor | float, like: Tensor, least: float = 1.0) -> 
         dist.all_reduce(total)
         total = total / dist.get_world_size()
     return total.clamp(min=least)
+
+
+@torch.no_grad()
+def sum_over_ranks(values: Tensor) -> Tensor:
+    """Returns the elementwise sum over all ranks, which must all call."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        values = values.clone()
+        dist.all_reduce(values)
+    return values
+
+
+def place_among_ranks(count: int, like: Tensor) -> tuple[int, int]:
+    """Returns how many things the ranks below this one have, and how many all have together; all ranks must call.
+
+    Args:
+        count: of this rank.
+        like: gives the device.
+    """
+    if not (dist.is_initialized() and dist.get_world_size() > 1):
+        return 0, count
+    counts = torch.zeros(dist.get_world_size(), dtype=torch.long, device=like.device)
+    counts[dist.get_rank()] = count
+    dist.all_reduce(counts)
+    return int(counts[: dist.get_rank()].sum()), int(counts.sum())

@@ -296,6 +296,8 @@ def explained_variance(
     values: Float[Tensor, "rows steps"], returns: Float[Tensor, "rows steps"], steps: Bool[Tensor, "rows steps"]
 ) -> Float[Tensor, ""]:
     """Return 1 − Var(returns − values) / Var(returns): 0 is no better than a constant. 0 for equal returns."""
+    if not steps.any():
+        return returns.new_zeros(())
     spread = returns[steps].var(correction=0)
     left = (returns - values)[steps].var(correction=0)
     return torch.where(spread > 0, 1 - left / spread.clamp(min=1e-30), torch.zeros_like(spread))

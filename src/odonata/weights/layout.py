@@ -44,6 +44,8 @@ class Files:
     """Written as JSON; a string as it is."""
     entry: str | None = None
     """Entry of a PyTorch file that holds the weights; None: they are the whole of it."""
+    shard_bytes: int = 0
+    """Divide weights that are larger into files of at most so many bytes, with an index (0 = never)."""
 
 
 @dataclass(frozen=True)

@@ -197,7 +197,10 @@ def write_files(folder: Path, files: Files, tokenizer_files: Mapping[str, Path])
     # safetensors refuses tensors that share memory, and all formats want plain CPU tensors.
     state = {name: value.detach().cpu().contiguous().clone() for name, value in files.state.items()}
     for name, part in _divided(files.weights_name, state):
-        _write_weights(folder / name, part, files)
+        if files.shard_bytes and sum(value.nbytes for value in part.values()) > files.shard_bytes:
+            _write_shards(folder, name, part, files)
+        else:
+            _write_weights(folder / name, part, files)
     for name, content in files.texts.items():
         text = content if isinstance(content, str) else json.dumps(content, indent=2) + os.linesep
         (folder / name).write_text(text, encoding="utf-8")
@@ -214,6 +217,24 @@ def _divided(name: str, state: dict[str, Tensor]) -> list[tuple[str, dict[str, T
         net, _, rest = key.partition(".")
         parts.setdefault(net, {})[rest] = value
     return [(name.format(net), part) for net, part in parts.items()]
+
+
+def _write_shards(folder: Path, name: str, state: dict[str, Tensor], files: Files) -> None:
+    """Writes tensors over several files of at most `shard_bytes`, and the index that says which holds what."""
+    shards: list[dict[str, Tensor]] = [{}]
+    for key, value in state.items():
+        if shards[-1] and sum(v.nbytes for v in shards[-1].values()) + value.nbytes > files.shard_bytes:
+            shards.append({})
+        shards[-1][key] = value
+    stem, suffix = name.rsplit(".", 1)
+    where: dict[str, str] = {}
+    for number, shard in enumerate(shards, 1):
+        file = f"{stem}-{number:05d}-of-{len(shards):05d}.{suffix}"
+        _write_weights(folder / file, shard, files)
+        where |= dict.fromkeys(shard, file)
+    total = sum(value.nbytes for value in state.values())
+    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
+    (folder / f"{name}.index.json").write_text(json.dumps(index, indent=2) + os.linesep, encoding="utf-8")
 
 
 def _write_weights(target: Path, state: dict[str, Tensor], files: Files) -> None:
