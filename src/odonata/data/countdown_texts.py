@@ -1,9 +1,9 @@
 """An embedded set of texts: reach a target from three small numbers, by searching or by guessing.
 
 A prompt is `3,7,2:8=`. What follows is a guess, `#3-2+7`, or attempts before an answer, each a chain of steps with its
-running value: `3-7=-4+2=-2;3+7=10-2=8;#3+7-2`. No two attempts come to the same value. Guesses are any chain at all, so they are seldom right, and nothing about
-a problem's solution can be learned by heart from them. A search ends at the target; one that has not found it after its
-last attempt answers with that one.
+running value: `3-7=-4+2=-2;3+7=10-2=8;#3+7-2`. No two attempts come to the same value. Guesses are any chain at all, so
+they are seldom right, and nothing about a problem's solution can be learned by heart from them. A search ends at the
+target; one that has not found it after its last attempt answers with that one.
 
 Every problem can be solved. Text i of a split is a pure function of (seed, split, i), and three numbers with a target
 belong to one split only.

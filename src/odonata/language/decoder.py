@@ -12,7 +12,8 @@ Notable:
 - A tied head is the embedding itself: there is no `lm_head` then, as in the published files.
 - The last layer goes no further than attention for tokens whose states nobody wants: in a prompt, all but the last.
 - Every number agrees with transformers to the last bit for Qwen2, Qwen3 and Llama in float32 on a CPU.
-- New weights are drawn as GPT-2's and Llama's are, but without GPT-2's smaller ones where a layer adds to its input.
+- New matrices are drawn with deviation 0.02, as GPT-2's and Llama's, but without GPT-2's smaller ones where a layer adds
+  to its input; or by their inputs (`initialise`), since 0.02 suits wide models only.
 
 References: Vaswani et al. 2017; Radford et al. 2019; Shazeer 2020 (SwiGLU); Su et al. 2021 (RoPE); Ainslie et al. 2023
 (grouped queries); Touvron et al. 2023; Qwen Team 2024 and 2025 (biases; norms of queries and keys).
@@ -34,6 +35,10 @@ from odonata.nn.activations import ActivationName, activation
 from odonata.nn.rms_norm import RMSNorm
 from odonata.nn.rope import Rotation, rotate
 from odonata.nn.rope_text import RopeScaling, TextRoPE
+
+
+Start = Literal["gpt2", "lecun"]
+"""How new matrices are drawn; see `initialise`."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +146,7 @@ class Decoder(nn.Module):
         self.lm_head = (
             None if config.tie_word_embeddings else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         )
-        self.apply(_initialise)
+        initialise(self, "gpt2")
 
     @property
     def head_weight(self) -> Float[Tensor, "vocab dim"]:
@@ -319,12 +324,20 @@ def _norm(config: DecoderConfig, dim: int) -> nn.Module:
     return RMSNorm(dim, config.norm_eps) if config.norm == "rms" else nn.LayerNorm(dim, config.norm_eps)
 
 
-def _initialise(module: nn.Module) -> None:
-    """Normal with deviation 0.02, biases zero."""
-    if isinstance(module, (nn.Linear, nn.Embedding)):
-        nn.init.normal_(module.weight, std=0.02)
-    if isinstance(module, nn.Linear) and module.bias is not None:  # pyright: ignore[reportUnnecessaryComparison]
-        nn.init.zeros_(module.bias)
+def initialise(decoder: Decoder, start: Start) -> None:
+    """Draw all matrices anew, from normal distributions; biases are zero.
+
+    Args:
+        decoder: is changed in place.
+        start: `gpt2`: deviation 0.02 for all; `lecun`: 1/√inputs, embeddings 0.02 (LeCun et al. 1998, Efficient BackProp).
+            At 64 dimensions 0.02 is a sixth of that, and what takes several layers is learned many times later.
+    """
+    for module in decoder.modules():
+        if isinstance(module, (nn.Linear, nn.Embedding)):
+            inputs = module.in_features if isinstance(module, nn.Linear) and start == "lecun" else None
+            nn.init.normal_(module.weight, std=0.02 if inputs is None else inputs**-0.5)
+        if isinstance(module, nn.Linear) and module.bias is not None:  # pyright: ignore[reportUnnecessaryComparison]
+            nn.init.zeros_(module.bias)
 
 
 def _causal(time: int, total: int, device: torch.device) -> Bool[Tensor, "time total"]:

@@ -18,7 +18,7 @@ def decoder() -> Recipe:
         optim=AdamW(lr=3e-3, weight_decay=0.01, betas=(0.9, 0.98)),
         schedule=Schedule("linear", warmup=100, final=0.1),
         clip=Clip("norm", 1.0),
-        steps=4000,
+        steps=1500,
         log_every=50,
     )
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -17,6 +18,10 @@ from torch import Tensor
 
 from odonata.language.decoder import Decoder
 from odonata.nn.head_logprobs import head_logprobs
+
+
+_CALL = (16384, 1024)
+"""Tokens that take as long as what a forward and backward pass costs in any case: on an accelerator, and on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,35 @@ class Sequences:
         ids, scored = self.ids[chosen], self.scored[chosen]
         longest = max(1, int(Sequences(ids, scored).lengths.max())) if len(chosen) else 1
         return Sequences(ids[:, :longest], scored[:, :longest])
+
+
+def like_lengths(lengths: Int[Tensor, " batch"], parts: int = 1) -> list[Int[Tensor, " rows"]]:
+    """Return rows in parts of like lengths, the shortest first: what is computed part by part is padded little.
+
+    Args:
+        lengths: of the rows; one at least.
+        parts: at least so many, nearly equal; each is divided further where its padding would cost more than a call.
+    """
+    order, call = lengths.argsort(stable=True), _CALL[lengths.device.type == "cpu"]
+    return [
+        rows[start:stop]
+        for rows in torch.chunk(order, parts)
+        for start, stop in pairwise(_cuts(lengths[rows].double().cpu(), call))
+    ]
+
+
+def _cuts(ascending: Float[Tensor, " rows"], call: int) -> list[int]:
+    """Return where to cut rows of ascending lengths, ends included, so that padded tokens and calls cost least in all."""
+    count = len(ascending)
+    least, came_from = torch.zeros(count + 1, dtype=torch.float64), [0] * (count + 1)
+    places = torch.arange(count + 1)
+    for stop in range(1, count + 1):
+        cost, start = (least[:stop] + (stop - places[:stop]) * ascending[stop - 1]).min(0)
+        least[stop], came_from[stop] = cost + call, int(start)
+    cuts = [count]
+    while cuts[-1]:
+        cuts.append(came_from[cuts[-1]])
+    return cuts[::-1]
 
 
 def pad_sequences(prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], pad_id: int) -> Sequences:

@@ -29,7 +29,7 @@ class Rotation:
 
     @cached_property
     def signed_sin(self) -> Float[Tensor, "*batch tokens head_dim"]:
-        """The sines, those of the first half negated: what the halves are multiplied by once they have changed places."""
+        """The sines, those of the first half negated: factors of the halves once they have changed places."""
         first, second = self.sin.chunk(2, -1)
         return torch.cat([-first, second], -1)
 

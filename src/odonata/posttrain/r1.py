@@ -7,9 +7,9 @@
 5. rl           and is rewarded once more                                      (GRPO)
 6. distil       a smaller model learns from what this one gets right           (SFT)
 
-The run's folder holds a folder for each stage: a run that can be resumed, evaluated, looked at with `odonata doctor`, and
-begun from. A pipeline that was killed goes on within the stage where it stopped. `model/` and `student/` hold the results
-as directories that transformers reads.
+The run's folder holds a folder for each stage: a run that can be resumed, evaluated, looked at with `odonata doctor`,
+and begun from. A pipeline that was killed goes on within the stage where it stopped. `model/` and `student/` hold the
+results as directories that transformers reads.
 
 Differences from the paper, on purpose: stage 4 has no general data beside the reasoning, stage 5 no preference rewards
 and no reward for keeping to one language, for the tasks here have neither. Held-back prompts that stages choose by are

@@ -20,7 +20,7 @@ from odonata.data.keys import mix
 from odonata.language.decoder import Decoder
 from odonata.language.generate import generate
 from odonata.language.sampling import Sampling
-from odonata.language.sequences import Sequences, pad_sequences
+from odonata.language.sequences import Sequences, like_lengths, pad_sequences
 from odonata.nn.ranks import place_among_ranks, sum_over_ranks
 from odonata.posttrain.kl import kl_estimate
 from odonata.posttrain.questions import PromptItem
@@ -67,10 +67,8 @@ class Rollout:
         return replace(first, mask=torch.zeros_like(first.mask), places=row - 1)
 
     def by_length(self, parts: int) -> list[Rollout]:
-        """Return the answers in at most so many parts of like lengths."""
-        if parts == 1:
-            return [self]
-        return [self.rows(rows) for rows in torch.chunk(self.sequences.lengths.argsort(stable=True), parts)]
+        """Return the answers in parts of like lengths: so many, or more where that saves time; never more than answers."""
+        return [self.rows(rows) for rows in like_lengths(self.sequences.lengths, parts)]
 
 
 def minibatches(rollout: Rollout, count: int, generator: torch.Generator) -> Iterator[Rollout]:
@@ -184,7 +182,7 @@ def reference_logprobs(
     if reference is None:
         return None
     rows, steps = sequences.ids.shape[0], sequences.ids.shape[1] - 1
-    order = torch.chunk(sequences.lengths.argsort(stable=True), parts)
+    order = like_lengths(sequences.lengths, parts)
     found = [reference.logprobs(sequences.rows(chosen), temperature) for chosen in order]
     whole = found[0].new_zeros(rows, steps)
     for chosen, part in zip(order, found, strict=True):

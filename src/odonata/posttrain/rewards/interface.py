@@ -82,9 +82,7 @@ def check_weights(names: Sequence[str], weights: Sequence[float]) -> None:
     if not names:
         raise RecipeError("there is no reward: name at least one")
     if len(weights) != len(names) or not all(math.isfinite(weight) for weight in weights):
-        raise RecipeError(
-            f"{len(names)} rewards ({', '.join(names)}) need as many finite weights, not {list(weights)}"
-        )
+        raise RecipeError(f"{len(names)} rewards ({', '.join(names)}) need as many finite weights, not {list(weights)}")
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise RecipeError(f"the reward {repeated[0]!r} is named twice: give it once, with the sum of the weights")
 

@@ -44,7 +44,7 @@ class MarkedFormat:
 
 @dataclass(frozen=True)
 class MarkedCountdown:
-    """1 where the expression behind the mark reaches the row's target with its numbers, and the text came to its end."""
+    """1 where the expression behind the mark reaches the row's target with its numbers, and the text has ended."""
 
     name: str = "marked-countdown"
 
