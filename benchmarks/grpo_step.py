@@ -11,8 +11,8 @@ by chance after 14 tokens in the mean, so most are far shorter than the limit. W
 length and the mean entropy of the contestants must agree to 15 % and 2 %, or the run fails.
 
 Contestants are processes of their own that do a step in turn (`turns.py`). The time is the CPU time of the best step
-and of the median one. TRL gets its 128 answers as one batch, which is its quickest way here. Ours sorts them by length
-into `--accumulate` micro-batches, which changes no gradient.
+and of the median one. Ours sorts the answers by length into micro-batches, which changes no gradient. TRL updates on
+all 128 at once; `--trl-accumulate 4` gives it micro-batches, which do not help, for it does not sort.
 """
 
 import argparse
@@ -101,7 +101,7 @@ def ours(folder: Path, limit: int, accumulate: int) -> tuple[dict[str, Any], Any
     return {"version": ""}, step
 
 
-def trl(folder: Path, limit: int) -> tuple[dict[str, Any], Any]:
+def trl(folder: Path, limit: int, accumulate: int) -> tuple[dict[str, Any], Any]:
     """Return a round of TRL's trainer, which runs in a thread and stops before each step until it is asked."""
     import torch
     import trl
@@ -127,7 +127,8 @@ def trl(folder: Path, limit: int) -> tuple[dict[str, Any], Any]:
     words = PreTrainedTokenizerFast.from_pretrained(folder / "model", padding_side="left")
     rows = Dataset.from_list([{"prompt": text} for text in json.loads((folder / "prompts.json").read_text())])
     config = GRPOConfig(
-        output_dir=str(folder / "trl"), per_device_train_batch_size=PROMPTS * GROUP, num_generations=GROUP,
+        output_dir=str(folder / "trl"), per_device_train_batch_size=PROMPTS * GROUP // accumulate,
+        gradient_accumulation_steps=accumulate, num_generations=GROUP,
         max_completion_length=limit, max_steps=10_000, logging_steps=10_000, report_to=[], use_cpu=True, bf16=False,
         learning_rate=1e-6, gradient_checkpointing=False, save_strategy="no", disable_tqdm=True,
     )  # fmt: skip
@@ -151,14 +152,14 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--limits", type=int, nargs="+", default=[64, 200], help="tokens of an answer at most")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--accumulate", type=int, default=8, help="micro-batches of like lengths, of ours")
+    parser.add_argument("--accumulate", type=int, default=1, help="micro-batches of ours, at least")
+    parser.add_argument("--trl-accumulate", type=int, default=1, help="micro-batches of TRL's")
     parser.add_argument("--trl", help="the Python of an environment with TRL 1.16 and torch; left out where not given")
     parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
         name, folder, limit, accumulate = arguments.child
-        others = (int(accumulate),) if name == "ours" else ()
-        serve(lambda: {"ours": ours, "trl": trl}[name](Path(folder), int(limit), *others))
+        serve(lambda: {"ours": ours, "trl": trl}[name](Path(folder), int(limit), int(accumulate)))
         return
     width, layers, rounds = (64, 2, 2) if arguments.quick else (arguments.width, arguments.layers, arguments.rounds)
     print(f"{PROMPTS} prompts × {GROUP}, width {width}, {layers} layers, float32, one core; CPU seconds of a step")
@@ -167,16 +168,17 @@ def main() -> None:
         folder = Path(place)
         write_model(folder, width, layers)
         for limit in arguments.limits:
-            compare(folder, limit, arguments.accumulate, rounds, arguments.trl)
+            compare(folder, limit, rounds, arguments)
 
 
-def compare(folder: Path, limit: int, accumulate: int, rounds: int, python: str | None) -> None:
+def compare(folder: Path, limit: int, rounds: int, arguments: argparse.Namespace) -> None:
     """Print the rows of one limit."""
-    child = [str(folder), str(limit), str(accumulate)]
-    script = str(Path(__file__).resolve())
-    contestants = [Contestant("ours", sys.executable, [script, "--child", "ours", *child], 1)]
-    if python:
-        contestants.append(Contestant("TRL", python, [script, "--child", "trl", *child], 1))
+    script, given = str(Path(__file__).resolve()), [str(folder), str(limit)]
+    child = [script, "--child", "ours", *given, str(arguments.accumulate)]
+    contestants = [Contestant("ours", sys.executable, child, 1)]
+    if arguments.trl:
+        child = [script, "--child", "trl", *given, str(arguments.trl_accumulate)]
+        contestants.append(Contestant("TRL", arguments.trl, child, 1))
     taken: dict[str, list[dict[str, float]]] = {contestant.name: [] for contestant in contestants}
     for number in range(rounds + 1):
         for contestant in contestants:
@@ -198,7 +200,7 @@ def compare(folder: Path, limit: int, accumulate: int, rounds: int, python: str 
             f"{medians[name] / medians['ours']:15.2f}{means[name]['length']:13.1f}{means[name]['entropy']:9.3f}",
             flush=True,
         )
-    if not python:
+    if not arguments.trl:
         print(f"{limit:6}  TRL left out: --trl was not given")
 
 

@@ -69,6 +69,12 @@ def test_what_a_gpu_is_measured_by_runs_without_one():
 
 
 @pytest.mark.slow
+def test_a_step_of_grpo_runs_and_the_table_is_printed():
+    table = printed("grpo_step.py", "--limits", "32")
+    assert "32  ours" in table and "--trl was not given" in table
+
+
+@pytest.mark.slow
 def test_every_table_of_the_grid_world_holds_and_is_printed():
     table = printed("gridworld.py")
     assert "figure 5.7(d)" in table and "FrozenLake-v1 8x8" in table and "56 sweeps an iteration: 8" in table

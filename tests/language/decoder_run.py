@@ -51,10 +51,10 @@ def main() -> None:
     options.add_argument("--die-at", type=int, default=-1)
     options.add_argument("--resume", action="store_true")
     options.add_argument("--double", action="store_true")
-    options.add_argument("--weights", type=Path)
+    options.add_argument("--parallel", default="ddp")
     a = options.parse_args()
     world = join_world("cpu")
-    chosen = recipe("decoder", steps=a.steps, accumulate=a.accumulate, **SMALL)
+    chosen = recipe("decoder", steps=a.steps, accumulate=a.accumulate, parallel=a.parallel, **SMALL)
     torch.manual_seed(chosen.seed)
     task = build(chosen, a.folder / "assets" if a.resume else None)
     if a.double:
@@ -62,10 +62,8 @@ def main() -> None:
     task.batches = Mortal(**{f.name: getattr(task.batches, f.name) for f in dataclasses.fields(task.batches)})
     task.batches.die_at = a.die_at
     train(chosen, task, a.folder, world, resume=a.resume)
-    if world.leads:
+    if world.leads and a.parallel == "ddp":  # shards have no bits of the whole
         print("DIGEST", digest(task.method), flush=True)
-        if a.weights:
-            torch.save(task.method.state_dict(), a.weights)
     leave_world()
     if world.size > 1:
         sys.stdout.flush()

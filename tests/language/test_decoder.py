@@ -187,6 +187,20 @@ def test_named_sizes_go_from_24_thousand_weights_to_23_million():
     assert list(counts.values()) == sorted(counts.values())
 
 
+@pytest.mark.parametrize(("way", "deviations"), [
+    ("flat", (0.02, 0.02, 0.02)),
+    ("scaled", (0.02 * 6**0.5, 0.02 * (768 / 336 / 8) ** 0.5, 0.02 * 6**0.5)),  # 128 dimensions, 4 layers
+])  # fmt: skip
+def test_new_matrices_have_the_deviation_that_was_asked_for(way, deviations):
+    torch.manual_seed(0)
+    decoder = Decoder(variant("mini", 500), way)
+    mlp = decoder.layers[2].mlp
+    assert mlp.up_proj.weight.std().item() == pytest.approx(deviations[0], rel=0.02)
+    assert mlp.down_proj.weight.std().item() == pytest.approx(deviations[1], rel=0.02)
+    assert decoder.embed_tokens.weight.std().item() == pytest.approx(deviations[2], rel=0.02)
+    assert not decoder.layers[0].self_attn.q_proj.bias.any()
+
+
 def test_dropout_acts_in_training_alone():
     decoder, ids = small(dropout=0.3), ids_of(2, 9, vocab=50)
     assert torch.equal(decoder(ids), decoder(ids))

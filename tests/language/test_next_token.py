@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from language import decoder_run
 from odonata.app.api import recipe
@@ -86,14 +87,18 @@ def test_the_loss_is_the_mean_over_scored_tokens_and_micro_batches_are_of_like_l
 
 
 @pytest.mark.slow
-def test_two_ranks_learn_what_one_learns(tmp_path):
-    for ranks in (1, 2):
-        done = run(tmp_path / f"run{ranks}", "--double", "--steps", "6", "--weights", str(tmp_path / f"{ranks}.pt"),
-                   "--accumulate", str(3 - ranks), ranks=ranks)  # fmt: skip
-        digest_of(done)
-    one, two = (torch.load(tmp_path / f"{ranks}.pt") for ranks in (1, 2))
-    for key, value in one.items():
-        assert torch.allclose(two[key], value, rtol=1e-6, atol=1e-8), key
+def test_two_ranks_learn_what_one_learns_replicated_or_sharded(tmp_path):
+    weights = []
+    for parallel, ranks in (("ddp", 1), ("ddp", 2), ("fsdp", 2)):
+        folder = tmp_path / f"{parallel}{ranks}"
+        done = run(
+            folder, "--double", "--steps", "6", "--accumulate", str(3 - ranks), "--parallel", parallel, ranks=ranks
+        )
+        assert done.returncode == 0, done.stderr
+        weights.append(load_file(folder / "checkpoints" / "step-00000006" / "model.safetensors"))
+    for key, value in weights[0].items():
+        for other in weights[1:]:
+            assert torch.allclose(other[key], value, rtol=1e-6, atol=1e-8), key
 
 
 @pytest.mark.slow
@@ -125,6 +130,18 @@ def test_sums_of_digits_are_learned_as_far_as_they_can_be_foreseen():
 
 
 @pytest.mark.shows("decoder", "trains")
+@pytest.mark.slow
+def test_a_narrow_decoder_drawn_by_its_width_has_learned_sums_when_one_drawn_flat_has_not():
+    nats = {}
+    for way in ("scaled", "flat"):
+        chosen = recipe("decoder", variant="nano", steps=500, initialisation=way, device="cpu")
+        torch.manual_seed(0)
+        nats[way] = train(chosen, build(chosen), None, WORLD)["nats"]
+    # Three texts in ten show their sums: 0.53 nats cannot be foreseen, and 1.18 not by who cannot add.
+    assert 0.5 < nats["scaled"] < 0.75 and nats["flat"] > 1.18
+
+
+@pytest.mark.shows("decoder", "trains")
 def test_eight_texts_are_learned_by_heart():
     chosen = recipe("decoder", **SMALL, steps=200, optim__lr=1e-2)
     task = build(chosen)
@@ -151,7 +168,7 @@ def test_a_file_of_shakespeare_costs_fewer_and_fewer_bits_a_byte(shared_data, tm
     tokenizer = TextTokenizer.load(tmp_path / "run" / "assets", [])
     per_token = before["nats"] / math.log(2) / before["bits_per_byte"]
     assert 1.8 < per_token < 2.5, "bytes a token of a BPE of 512"
-    assert before["nats"] == pytest.approx(math.log(tokenizer.vocab_size), abs=0.1), "a new model knows nothing"
+    assert before["nats"] == pytest.approx(math.log(tokenizer.vocab_size), abs=0.2), "a new model knows nothing"
     assert after["bits_per_byte"] < 3.6 < 4.2 < before["bits_per_byte"]
 
 
@@ -236,6 +253,7 @@ def test_training_goes_on_with_a_directory_and_with_its_adapters_alone(tmp_path)
     ({"lora__rank": 4}, RecipeError, "--lora.rank adapts pretrained weights: name them with --model"),
     ({"model": "x", "vocab_size": 300, "variant": "micro"}, RecipeError, "--vocab-size is of a new decoder; --model"),
     ({"model": "x"}, RecipeError, "--variant is of a new decoder"),
+    ({"model": "x", "variant": "micro", "initialisation": "flat"}, RecipeError, "--initialisation is of a new decoder"),
     ({"model": "nowhere", "variant": "micro"}, WeightsError, "nowhere does not exist"),
     ({"vocab_size": 300}, RecipeError, "--vocab-size is for files: digits-sum is read by the character"),
     ({"data__context": 64}, RecipeError, "--data.context is for files: the texts of digits-sum have their own ends"),

@@ -41,7 +41,7 @@ def trial(trial: Trial) -> Figures:
     torch.manual_seed(trial.seed)
     task = build(recipe)
     config = dataclasses.replace(task.assets.config, num_key_value_heads=KEY_HEADS[trial.variant])
-    task.method = NextToken(Decoder(config))
+    task.method = NextToken(Decoder(config, "scaled"))
     train(recipe, task, None, World(0, 1, torch.device("cpu")))
     tokenizer = task.assets.tokenizer
     texts = SetTexts(open_text_set(TEXTS), trial.split, tokenizer.encode, tokenizer.end())

@@ -90,7 +90,7 @@ def starting_point(config: DecoderOptions, read: Texts | TextSet, recipe: Recipe
     tokenizer = tokenizer_for(read, config.vocab_size)
     context = recipe.data.context if isinstance(read, Texts) else 16 + read.longest
     architecture = variant(config.variant, tokenizer.vocab_size, max(256, context), config.dropout)
-    decoder = Decoder(architecture)
+    decoder = Decoder(architecture, config.initialisation)
     count = sum(parameter.numel() for parameter in decoder.parameters())
     note = f"a new decoder, {config.variant}: {count:,} weights, {tokenizer.vocab_size} tokens"
     return StartingPoint(decoder, DecoderAssets(architecture, tokenizer), [note])

@@ -12,8 +12,7 @@ Notable:
 - A tied head is the embedding itself: there is no `lm_head` then, as in the published files.
 - The last layer goes no further than attention for tokens whose states nobody wants: in a prompt, all but the last.
 - Every number agrees with transformers to the last bit for Qwen2, Qwen3 and Llama in float32 on a CPU.
-- New matrices are drawn with deviation 0.02, as GPT-2's and Llama's, but without GPT-2's smaller ones where a layer adds
-  to its input; or by their inputs (`initialise`), since 0.02 suits wide models only.
+- New matrices are drawn with deviation 0.02, which suits wide models only, or by their width (`initialise`).
 
 References: Vaswani et al. 2017; Radford et al. 2019; Shazeer 2020 (SwiGLU); Su et al. 2021 (RoPE); Ainslie et al. 2023
 (grouped queries); Touvron et al. 2023; Qwen Team 2024 and 2025 (biases; norms of queries and keys).
@@ -36,8 +35,7 @@ from odonata.nn.rms_norm import RMSNorm
 from odonata.nn.rope import Rotation, rotate
 from odonata.nn.rope_text import RopeScaling, TextRoPE
 
-
-Start = Literal["gpt2", "lecun"]
+Initialisation = Literal["flat", "scaled"]
 """How new matrices are drawn; see `initialise`."""
 
 
@@ -128,9 +126,10 @@ class Decoder(nn.Module):
 
     Args:
         config: its sizes.
+        initialisation: how its matrices are drawn.
     """
 
-    def __init__(self, config: DecoderConfig) -> None:
+    def __init__(self, config: DecoderConfig, initialisation: Initialisation = "flat") -> None:
         super().__init__()
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
@@ -146,7 +145,7 @@ class Decoder(nn.Module):
         self.lm_head = (
             None if config.tie_word_embeddings else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         )
-        initialise(self, "gpt2")
+        initialise(self, initialisation)
 
     @property
     def head_weight(self) -> Float[Tensor, "vocab dim"]:
@@ -324,18 +323,24 @@ def _norm(config: DecoderConfig, dim: int) -> nn.Module:
     return RMSNorm(dim, config.norm_eps) if config.norm == "rms" else nn.LayerNorm(dim, config.norm_eps)
 
 
-def initialise(decoder: Decoder, start: Start) -> None:
+def initialise(decoder: Decoder, way: Initialisation) -> None:
     """Draw all matrices anew, from normal distributions; biases are zero.
 
     Args:
         decoder: is changed in place.
-        start: `gpt2`: deviation 0.02 for all; `lecun`: 1/√inputs, embeddings 0.02 (LeCun et al. 1998, Efficient BackProp).
-            At 64 dimensions 0.02 is a sixth of that, and what takes several layers is learned many times later.
+        way: `flat`: deviation 0.02, as configurations of Llama and Qwen say. `scaled`: GPT-2's, whose 0.02 is for 768
+            inputs: 0.02 · √(768 / inputs), and less by √(2 · layers) where a layer adds to its input (Radford et al.
+            2019, section 2.3). At 64 dimensions that is 3.5 times as large, and what takes two layers is learned many
+            times sooner.
     """
-    for module in decoder.modules():
-        if isinstance(module, (nn.Linear, nn.Embedding)):
-            inputs = module.in_features if isinstance(module, nn.Linear) and start == "lecun" else None
-            nn.init.normal_(module.weight, std=0.02 if inputs is None else inputs**-0.5)
+    for name, module in decoder.named_modules():
+        if not isinstance(module, (nn.Linear, nn.Embedding)):
+            continue
+        inputs = module.in_features if isinstance(module, nn.Linear) else module.embedding_dim
+        deviation = 0.02 * (768 / inputs) ** 0.5 if way == "scaled" else 0.02
+        if way == "scaled" and name.endswith(("o_proj", "down_proj")):
+            deviation /= (2 * decoder.config.num_hidden_layers) ** 0.5
+        nn.init.normal_(module.weight, std=deviation)
         if isinstance(module, nn.Linear) and module.bias is not None:  # pyright: ignore[reportUnnecessaryComparison]
             nn.init.zeros_(module.bias)
 

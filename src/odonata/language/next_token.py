@@ -22,7 +22,7 @@ from torch import Tensor
 from odonata.engine.method import Method
 from odonata.errors import RecipeError
 from odonata.language.assets import LoRA
-from odonata.language.decoder import VARIANTS, Decoder
+from odonata.language.decoder import VARIANTS, Decoder, Initialisation
 from odonata.language.sequences import Sequences, token_logprobs
 from odonata.nn.ranks import mean_over_ranks
 
@@ -42,6 +42,8 @@ class DecoderOptions:
     """Entries of a new byte-level BPE for files; the embedded sets are read by the character."""
     dropout: float = 0.0
     """In a new decoder."""
+    initialisation: Initialisation = "scaled"
+    """How a new decoder's matrices are drawn: scaled, as GPT-2's, by their width; flat, with deviation 0.02."""
     lora: LoRA = field(default_factory=LoRA)
     """Train low-rank updates alone."""
 
@@ -56,7 +58,7 @@ class DecoderOptions:
         if self.lora.rank and not self.model:
             raise RecipeError("--lora.rank adapts pretrained weights: name them with --model")
         if self.model:
-            for name in ("variant", "vocab_size", "dropout"):
+            for name in ("variant", "vocab_size", "dropout", "initialisation"):
                 if getattr(self, name) != getattr(DecoderOptions, name):
                     raise RecipeError(f"--{name.replace('_', '-')} is of a new decoder; --model brings its own")
 

@@ -19,9 +19,9 @@ from torch import Tensor
 from odonata.language.decoder import Decoder
 from odonata.nn.head_logprobs import head_logprobs
 
-
-_CALL = (16384, 1024)
-"""Tokens that take as long as what a forward and backward pass costs in any case: on an accelerator, and on a CPU."""
+_CALL = {"cpu": 256}
+"""Device → tokens that take as long as what a forward and backward pass costs in any case."""
+_CALL_OF_ACCELERATORS = 16384
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def like_lengths(lengths: Int[Tensor, " batch"], parts: int = 1) -> list[Int[Ten
         lengths: of the rows; one at least.
         parts: at least so many, nearly equal; each is divided further where its padding would cost more than a call.
     """
-    order, call = lengths.argsort(stable=True), _CALL[lengths.device.type == "cpu"]
+    order, call = lengths.argsort(stable=True), _CALL.get(lengths.device.type, _CALL_OF_ACCELERATORS)
     return [
         rows[start:stop]
         for rows in torch.chunk(order, parts)
@@ -62,7 +62,7 @@ def like_lengths(lengths: Int[Tensor, " batch"], parts: int = 1) -> list[Int[Ten
 
 
 def _cuts(ascending: Float[Tensor, " rows"], call: int) -> list[int]:
-    """Return where to cut rows of ascending lengths, ends included, so that padded tokens and calls cost least in all."""
+    """Return where to cut rows of ascending lengths, ends included, so that padding and calls together cost least."""
     count = len(ascending)
     least, came_from = torch.zeros(count + 1, dtype=torch.float64), [0] * (count + 1)
     places = torch.arange(count + 1)

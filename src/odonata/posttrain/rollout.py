@@ -67,7 +67,7 @@ class Rollout:
         return replace(first, mask=torch.zeros_like(first.mask), places=row - 1)
 
     def by_length(self, parts: int) -> list[Rollout]:
-        """Return the answers in parts of like lengths: so many, or more where that saves time; never more than answers."""
+        """Return the answers in parts of like lengths: at least so many where there are as many answers."""
         return [self.rows(rows) for rows in like_lengths(self.sequences.lengths, parts)]
 
 

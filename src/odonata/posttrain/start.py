@@ -112,7 +112,7 @@ def make_base(task: Task, seed: int) -> tuple[Decoder, DecoderAssets, list[str]]
     plain = language_recipes.decoder()
     recipe = dataclasses.replace(
         plain,
-        method=dataclasses.replace(plain.method, variant=built_in.variant),
+        method=dataclasses.replace(plain.method, variant=built_in.variant, initialisation="flat"),
         data=dataclasses.replace(plain.data, path=task.texts.name, batch_size=built_in.batch_size),
         optim=dataclasses.replace(plain.optim, lr=built_in.lr),
         steps=built_in.steps,
