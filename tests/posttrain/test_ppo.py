@@ -25,7 +25,7 @@ from odonata.posttrain.rewards.interface import Judged
 from odonata.posttrain.rollout import Answers, Rollout
 from odonata.posttrain.scorer import Scorer
 from posttrain.offline_setting import assert_same_gradients, directory, quick_base, start_ranks, train
-from posttrain.online_setting import TOKENIZER, Said, apart_from_itself, asking_with, engine_for, items, nano
+from posttrain.online_setting import TOKENIZER, Said, apart_from_itself, asking_with, engine_for, gpt2, items, nano
 from posttrain.online_setting import gradients_of as gradients_of_update
 from posttrain.scorer_setting import (
     FACTS,
@@ -300,6 +300,16 @@ def test_the_first_update_is_on_policy_and_further_ones_are_as_many_as_asked_for
     assert "live_groups" not in figures
 
 
+def test_dropout_of_the_models_is_off_and_uneven_mini_batches_are_as_many_as_asked_for():
+    decoder = gpt2(dropout=0.3)
+    method = ppo_of(decoder, Scorer(copy.deepcopy(decoder)), Reference(decoder), epochs=1, minibatches=3)
+    engine = engine_for(method, real=True)
+    made = []
+    engine.update = lambda name="main", update=engine.update: (made.append(name), update(name))
+    assert float(step_of(method, engine)["off_policy"]) < 1e-5  # of four answers
+    assert len(made) == 3
+
+
 def test_temperature_is_in_sampling_old_new_and_reference_alike():
     decoder = nano()
     for parameter in decoder.parameters():
@@ -545,6 +555,8 @@ def test_a_file_needs_a_reward_and_enough_prompts(base, tmp_path, capsys):
     assert "name what is earned with --reward" in refused(capsys, *common)
     said = refused(capsys, *common, "--reward", "math")
     assert "prompts are fewer than --data.batch-size 128" in said
+    said = refused(capsys, *common, "--reward", "math", "--data.batch-size", 2, "--minibatches", 3)
+    assert "--minibatches 3: a process has 2 answers of a step to divide" in said
 
 
 def test_an_answer_of_one_token_and_padding_that_is_the_end_token_are_nothing_special():

@@ -13,6 +13,7 @@ from torch import nn
 
 from odonata.data.dialogues import NEUTRAL, Preference, Steps, read_preferences, read_steps
 from odonata.data.loader import Batches, Shuffled
+from odonata.engine.distributed import world_size
 from odonata.engine.method import Method
 from odonata.engine.recipe import Recipe
 from odonata.engine.task import Task
@@ -143,6 +144,11 @@ def build_ppo(recipe: Recipe, folder: Path | None = None) -> Task:
     data: PromptData = recipe.data
     recipe.method.check(data.path)
     data.check()
+    if (share := data.batch_size // world_size()) < recipe.method.minibatches:
+        raise RecipeError(
+            f"--minibatches {recipe.method.minibatches}: a process has {share} answers of a step to divide; take fewer "
+            "updates, or a larger --data.batch-size"
+        )
     check_rewards(recipe.method, data.path)
     recipe = with_truth(recipe)
     options: PPOOptions = recipe.method

@@ -136,6 +136,10 @@ class PPO(Method):
         self.register_buffer("beta", torch.tensor(options.beta, dtype=torch.float64))
         self.log = RolloutLog()
 
+    def train(self, mode: bool = True) -> PPO:
+        """Leave dropout off in training too: a ratio compares two policies, and chance in one would be no step."""
+        return super().train(False)
+
     def loss(self, batch: Any) -> dict[str, Tensor]:
         """Return the share of a micro-batch: a rollout, and how many tokens count for the policy and for the values."""
         rollout, tokens, places = batch
@@ -170,7 +174,8 @@ class PPO(Method):
         generator = torch.Generator().manual_seed(engine.recipe.seed * 1_000_003 + engine.step)
         for epoch in range(self.options.epochs):
             order = torch.randperm(len(rollout.mask), generator=generator).to(rollout.mask.device)
-            for number, rows in enumerate(torch.chunk(order, self.options.minibatches)):
+            # Not `chunk`, which gives fewer where it likes: all ranks must make as many updates.
+            for number, rows in enumerate(order.tensor_split(self.options.minibatches)):
                 part = rollout if self.options.minibatches == 1 else rollout.rows(rows)
                 values = self.update(part, engine)
                 if epoch == number == 0:
